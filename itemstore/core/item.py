@@ -1,0 +1,164 @@
+"""The item, and the packed form in which the cache keeps it.
+
+A packed entry is ``version (8 bytes) + created_at (8 bytes) + data (JSON text)``, both integers
+signed and big-endian. ``created_at`` counts microseconds from 2000-01-01 UTC, PostgreSQL's own
+epoch, so that the server can pack a row as it lies there (``timestamptz_send``) and a preload is
+a copy. An item's ``updated_at`` is its version as a time; a new item's ``created_at`` too.
+"""
+
+from __future__ import annotations
+
+import struct
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Any, Final
+
+import orjson
+
+from itemstore.errors import InvalidId
+
+ID_MAX_BYTES: Final = 512  # far below the 2,704 bytes a btree entry of PostgreSQL may have
+
+#: Microseconds between 1970-01-01, where versions count from, and 2000-01-01.
+PG_EPOCH_US: Final = 946_684_800_000_000
+
+_HEADER: Final = struct.Struct(">qq")
+HEADER_BYTES: Final = _HEADER.size
+_UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def pack(version: int, created_us: int, data: bytes) -> bytes:
+    """One entry of the cache; ``created_us`` in microseconds since 1970."""
+    return _HEADER.pack(version, created_us - PG_EPOCH_US) + data
+
+
+def version_of(entry: bytes) -> int:
+    return int.from_bytes(entry[:8], "big", signed=True)
+
+
+def created_us_of(entry: bytes) -> int:
+    """Microseconds since 1970."""
+    return int.from_bytes(entry[8:16], "big", signed=True) + PG_EPOCH_US
+
+
+def data_of(entry: bytes) -> bytes:
+    return entry[HEADER_BYTES:]
+
+
+def next_version(previous: int, now_us: int) -> int:
+    """The store's clock: strictly increasing, and the time where time allows."""
+    return previous + 1 if previous >= now_us else now_us
+
+
+def check_id(item_id: str) -> str:
+    """The id itself.
+
+    Raises InvalidId unless it has 1 to 512 bytes of UTF-8 and no control character. ``.`` and
+    ``..`` are refused because no URL can carry them (RFC 3986, section 5.2.4).
+    """
+    if not isinstance(item_id, str):
+        raise InvalidId(f"An id is a string, not {type(item_id).__name__}.", pointer="/id")
+    if item_id.isascii():
+        size, printable = len(item_id), item_id.isprintable()
+    else:
+        size, printable = _utf8_size(item_id), not any(_is_control(c) for c in item_id)
+    if not 1 <= size <= ID_MAX_BYTES:
+        raise InvalidId(f"An id has 1 to {ID_MAX_BYTES} bytes, this one has {size}.", pointer="/id")
+    if not printable:
+        raise InvalidId("An id must not contain control characters.", pointer="/id")
+    if item_id in {".", ".."}:
+        raise InvalidId("An id must not be '.' or '..': no URL can carry it.", pointer="/id")
+    return item_id
+
+
+def _utf8_size(text: str) -> int:
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidId("An id must be valid UTF-8.", pointer="/id") from error
+
+
+def _is_control(char: str) -> bool:
+    """C0, DEL and C1: Unicode's category Cc."""
+    return char < " " or "\x7f" <= char <= "\x9f"
+
+
+class Item:
+    """One version of one item. Immutable: a change makes a new one."""
+
+    __slots__ = ("entry", "id")
+
+    def __init__(self, item_id: str, entry: bytes) -> None:
+        self.id = item_id
+        self.entry = entry
+
+    @property
+    def version(self) -> int:
+        """From the store's one strictly increasing clock; the number in the ETag."""
+        return version_of(self.entry)
+
+    @property
+    def created_at(self) -> datetime:
+        """When the item came into being, UTC."""
+        return _UNIX_EPOCH + timedelta(microseconds=created_us_of(self.entry))
+
+    @property
+    def updated_at(self) -> datetime:
+        """The version as a time, UTC."""
+        return _UNIX_EPOCH + timedelta(microseconds=self.version)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The JSON object, parsed anew at each access: yours to change."""
+        parsed: dict[str, Any] = orjson.loads(self.data_json)
+        return parsed
+
+    @property
+    def data_json(self) -> bytes:
+        """The JSON text, byte for byte as the store keeps it."""
+        return data_of(self.entry)
+
+    @property
+    def is_new(self) -> bool:
+        """Whether this is the version that created the item."""
+        return self.version == created_us_of(self.entry)
+
+    def json(self) -> bytes:
+        """The envelope as the HTTP API answers it."""
+        return envelope(self.id, self.entry)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Item):
+            return NotImplemented
+        return self.id == other.id and self.entry == other.entry
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.version))
+
+    def __repr__(self) -> str:
+        return f"Item(id={self.id!r}, version={self.version}, data={self.data_json!r})"
+
+
+def envelope(item_id: str, entry: bytes) -> bytes:
+    """The item as JSON text, with no JSON work done on its data."""
+    version = version_of(entry)
+    return b'{"id":%b,"version":%d,"created_at":"%b","updated_at":"%b","data":%b}' % (
+        orjson.dumps(item_id),
+        version,
+        timestamp(created_us_of(entry)),
+        timestamp(version),
+        entry[HEADER_BYTES:],
+    )
+
+
+def timestamp(us: int) -> bytes:
+    """RFC 3339 in UTC with microseconds, from microseconds since 1970."""
+    seconds, fraction = divmod(us, 1_000_000)
+    return b"%b.%06dZ" % (_second(seconds), fraction)
+
+
+@lru_cache(maxsize=4096)
+def _second(seconds: int) -> bytes:
+    """Items are written and read in bursts, so that a second is formatted once, not each time."""
+    moment = _UNIX_EPOCH + timedelta(seconds=seconds)
+    return moment.strftime("%Y-%m-%dT%H:%M:%S").encode()

@@ -1,0 +1,108 @@
+"""What can be done to one item, as decisions: the item as it is goes in, what it becomes comes out.
+
+An operation checks its own input when it is made. ``decide`` is called once, with the packed entry
+or None for an absent item, and returns the new data, or None to delete; it raises what stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from itemstore.core.condition import ALWAYS, Condition
+from itemstore.core.data import Encoded, decode, encode, merge_patch
+from itemstore.core.item import check_id, data_of, version_of
+from itemstore.errors import InvalidItem, ItemExists, ItemNotFound
+
+
+@dataclass(frozen=True, slots=True)
+class Create:
+    """A new item; with ``id`` None the store generates one."""
+
+    data: Mapping[str, Any] | Encoded
+    id: str | None = None
+    text: Encoded = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.id is not None:
+            check_id(self.id)
+        object.__setattr__(self, "text", encode(self.data))
+
+    def decide(self, old: bytes | None) -> Encoded:
+        if old is not None:
+            raise ItemExists(
+                f"There is an item {self.id!r} already, version {version_of(old)}. "
+                "Replace it with PUT, or choose another id."
+            )
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Creates the item or replaces its data."""
+
+    id: str
+    data: Mapping[str, Any] | Encoded
+    when: Condition = ALWAYS
+    text: Encoded = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+        object.__setattr__(self, "text", encode(self.data))
+
+    def decide(self, old: bytes | None) -> Encoded:
+        self.when.check(old)
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """Changes the data by a JSON merge patch (RFC 7396)."""
+
+    id: str
+    patch: Mapping[str, Any]
+    when: Condition = ALWAYS
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+        if type(self.patch) is not dict:
+            raise InvalidItem("A patch is a JSON object (RFC 7396).", pointer="/data")
+
+    def decide(self, old: bytes | None) -> Encoded:
+        entry = _existing(self.id, old)
+        self.when.check(entry)
+        return encode(merge_patch(decode(data_of(entry)), self.patch))
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    id: str
+    when: Condition = ALWAYS
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+
+    def decide(self, old: bytes | None) -> None:
+        self.when.check(_existing(self.id, old))
+
+
+@dataclass(frozen=True, slots=True)
+class Get:
+    """Reads the item, in a batch."""
+
+    id: str
+
+    def __post_init__(self) -> None:
+        check_id(self.id)
+
+
+Write = Create | Put | Patch | Delete
+Operation = Write | Get
+
+
+def _existing(item_id: str, old: bytes | None) -> bytes:
+    """A condition on an item that is not there is a 404, not a 412: RFC 9110, section 13.2.1."""
+    if old is None:
+        raise ItemNotFound(f"There is no item {item_id!r}.")
+    return old

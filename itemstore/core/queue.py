@@ -1,0 +1,202 @@
+"""The write queue: what PostgreSQL has yet to be told, at most one change per id.
+
+    accepted ──put──► queued ──take──► in flight ──settle──► committed (forgotten here)
+                        ▲                  │  └─────park───► parked (quarantined, kept)
+                        └── a newer change of the same id joins or waits its turn
+
+Invariants, by the numbers of docs/architecture.md:
+
+  3. Nothing leaves but by ``settle`` or ``park``.
+  5. At most one batch is in flight; one change per id in it, sorted by id. Settling a batch leaves
+     a newer change of the same id queued.
+  9. Queued changes are ordered by when their id first became dirty, never by the last update, so
+     that an item written without pause is written out all the same.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from itemstore.core.item import HEADER_BYTES, created_us_of
+
+CHANGE_OVERHEAD_BYTES: Final = 400  # the Change, its place in the queue and its part of a batch
+
+#: Called once: with None when the change or a newer one of its item is committed, else why not.
+Settled = Callable[[Exception | None], None]
+
+
+class Change:
+    """The newest accepted state of one item on its way to PostgreSQL."""
+
+    __slots__ = ("deleted", "dirty_since", "entry", "first_version", "id", "settled", "version")
+
+    def __init__(
+        self, item_id: str, version: int, entry: bytes, *, deleted: bool, now_s: float
+    ) -> None:
+        self.id = item_id
+        self.version = version
+        #: The packed entry; of a deleted item the one with its last created_at and no data.
+        self.entry = entry
+        self.deleted = deleted
+        #: The version that first made this id dirty, and when: what the order goes by.
+        self.first_version = version
+        self.dirty_since = now_s
+        self.settled: list[Settled] = []
+
+    @property
+    def data(self) -> bytes | None:
+        """The JSON text, or None for a delete."""
+        return None if self.deleted else self.entry[HEADER_BYTES:]
+
+    @property
+    def created_us(self) -> int:
+        return created_us_of(self.entry)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory it pins."""
+        return CHANGE_OVERHEAD_BYTES + len(self.id) + len(self.entry)
+
+    def __repr__(self) -> str:
+        kind = "delete" if self.deleted else "upsert"
+        return f"Change({kind} {self.id!r} version={self.version})"
+
+
+class WriteQueue:
+    def __init__(self) -> None:
+        self._queued: dict[str, Change] = {}
+        self._in_flight: dict[str, Change] = {}
+        self._parked: dict[str, Change] = {}
+        self._bytes = 0
+        self._barriers: deque[tuple[int, Settled]] = deque()
+        #: Changes accepted, and those of them replaced by a newer one before they were written.
+        self.accepted = 0
+        self.coalesced = 0
+
+    def __len__(self) -> int:
+        """Dirty items: queued and in flight."""
+        return len(self._queued) + len(self._in_flight)
+
+    @property
+    def bytes_used(self) -> int:
+        """Bytes of memory pinned by what is queued and in flight."""
+        return self._bytes
+
+    @property
+    def has_queued(self) -> bool:
+        return bool(self._queued)
+
+    @property
+    def parked(self) -> dict[str, Change]:
+        """The quarantined changes by id; not to be changed from outside."""
+        return self._parked
+
+    def get(self, item_id: str) -> Change | None:
+        """The newest change of this id that is not committed, or None."""
+        return (
+            self._queued.get(item_id) or self._in_flight.get(item_id) or self._parked.get(item_id)
+        )
+
+    def pending_ids(self) -> frozenset[str]:
+        """The ids whose newest state is not in PostgreSQL."""
+        if not (self._queued or self._in_flight or self._parked):
+            return frozenset()
+        return frozenset().union(self._queued, self._in_flight, self._parked)
+
+    def dirty_since(self) -> float | None:
+        """When the oldest dirty item became so, by the caller's clock; None if all is clean."""
+        oldest = min(self._in_flight.values(), key=_first_version, default=None)
+        if oldest is None and self._queued:
+            oldest = next(iter(self._queued.values()))
+        return oldest.dirty_since if oldest else None
+
+    def put(self, change: Change) -> None:
+        """Joins a queued change of the same id, keeping its place; else goes to the end."""
+        self.accepted += 1
+        old = self._queued.get(change.id)
+        if old is not None:
+            self.coalesced += 1
+            self._bytes -= old.size
+            change.first_version = old.first_version
+            change.dirty_since = old.dirty_since
+            change.settled = old.settled + change.settled
+        self._queued[change.id] = change
+        self._bytes += change.size
+
+    def take(self, items_max: int, bytes_max: int) -> list[Change]:
+        """The next batch, oldest dirty first up to the limits (at least one), sorted by id.
+
+        Sorted, because two statements that lock the same rows in different orders deadlock.
+        """
+        assert not self._in_flight, "one batch at a time"  # noqa: S101 - our own error, not a caller's
+        size = 0
+        for change in self._queued.values():
+            size += change.size
+            if self._in_flight and (len(self._in_flight) >= items_max or size > bytes_max):
+                break
+            self._in_flight[change.id] = change
+        for item_id in self._in_flight:
+            del self._queued[item_id]
+        return sorted(self._in_flight.values(), key=_id)
+
+    def settle(self, changes: Iterable[Change]) -> None:
+        """These are committed. A parked older change of the same id is thereby superseded."""
+        for change in changes:
+            self._land(change)
+            parked = self._parked.get(change.id)
+            if parked is not None and parked.version < change.version:
+                del self._parked[change.id]
+            for settled in change.settled:
+                settled(None)
+        self._pass_barriers()
+
+    def park(self, change: Change, reason: Exception) -> None:
+        """PostgreSQL refused this one: it is kept and served, and its writers are told."""
+        self._land(change)
+        self.restore_parked(change)
+        for settled in change.settled:
+            settled(reason)
+        change.settled = []
+        self._pass_barriers()
+
+    def restore_parked(self, change: Change) -> None:
+        self._parked[change.id] = change
+
+    def when_settled(self, version: int, settled: Settled) -> None:
+        """Calls back when every change accepted up to this version is committed or parked.
+
+        Versions must not decrease from call to call.
+        """
+        if self.settled_version(version) >= version:
+            settled(None)
+        else:
+            self._barriers.append((version, settled))
+
+    def settled_version(self, newest: int) -> int:
+        """Everything up to this version is committed or parked; ``newest`` if nothing is dirty."""
+        firsts = [change.first_version for change in self._in_flight.values()]
+        if self._queued:
+            firsts.append(next(iter(self._queued.values())).first_version)
+        return min(firsts) - 1 if firsts else newest
+
+    def _land(self, change: Change) -> None:
+        del self._in_flight[change.id]
+        self._bytes -= change.size
+
+    def _pass_barriers(self) -> None:
+        while self._barriers:
+            version, settled = self._barriers[0]
+            if self.settled_version(version) < version:
+                return
+            self._barriers.popleft()
+            settled(None)
+
+
+def _id(change: Change) -> str:
+    return change.id
+
+
+def _first_version(change: Change) -> int:
+    return change.first_version

@@ -1,0 +1,227 @@
+"""Every error of the store, in one tree; each knows its HTTP status and its stable code.
+
+    ItemStoreError
+    ├── InvalidInput             the caller sent something that cannot be stored or understood
+    │   ├── MalformedRequest, MalformedJSON, InvalidId, InvalidCursor, InvalidParameter,
+    │   │   InvalidETag, InvalidDurability                                         400
+    │   ├── BodyTimeout                                                            408
+    │   ├── BodyTooLarge                                                           413
+    │   ├── UnsupportedMediaType                                                   415
+    │   └── InvalidItem, InvalidData                                               422
+    ├── RouteNotFound, ItemNotFound                                                404
+    ├── MethodNotAllowed                                                           405
+    ├── ItemExists                                                                 409
+    ├── PreconditionFailed                                                         412
+    ├── ItemQuarantined, InternalError                                             500
+    ├── Unavailable              try again later; nothing was lost
+    │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
+    │       DurabilityUnavailable, Starting, Stopping                              503
+    └── StartupError             the process cannot start; never an HTTP answer
+
+A class's docstring is its title; the message given when raising says what to do.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ItemStoreError(Exception):
+    """The store could not do what was asked."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    #: Seconds after which a repetition is worth a try; sent as ``Retry-After``.
+    retry_after_s: ClassVar[int | None] = None
+
+    def __init__(self, detail: str | None = None, *, pointer: str | None = None) -> None:
+        self.detail = detail or self.title()
+        #: JSON pointer (RFC 6901) to the offending place of the request body, where one fits.
+        self.pointer = pointer
+        super().__init__(self.detail)
+
+    @classmethod
+    def title(cls) -> str:
+        return (cls.__doc__ or cls.__name__).partition("\n")[0]
+
+
+class InvalidInput(ItemStoreError):
+    """The request cannot be accepted as it is."""
+
+    status = 400
+    code = "invalid_input"
+
+
+class MalformedRequest(InvalidInput):
+    """The request is not valid HTTP."""
+
+    code = "malformed_request"
+
+
+class MalformedJSON(InvalidInput):
+    """The body is not valid JSON."""
+
+    code = "malformed_json"
+
+
+class InvalidId(InvalidInput):
+    """The id is not allowed."""
+
+    code = "invalid_id"
+
+
+class InvalidCursor(InvalidInput):
+    """The cursor does not belong to this list."""
+
+    code = "invalid_cursor"
+
+
+class InvalidParameter(InvalidInput):
+    """A query parameter is unknown or its value is not allowed."""
+
+    code = "invalid_parameter"
+
+
+class InvalidETag(InvalidInput):
+    """The conditional header is not a list of entity tags."""
+
+    code = "invalid_etag"
+
+
+class InvalidDurability(InvalidInput):
+    """The durability level is unknown."""
+
+    code = "invalid_durability"
+
+
+class BodyTimeout(InvalidInput):
+    """The body did not arrive in time."""
+
+    status = 408
+    code = "body_timeout"
+
+
+class BodyTooLarge(InvalidInput):
+    """The body or the item is too large."""
+
+    status = 413
+    code = "body_too_large"
+
+
+class UnsupportedMediaType(InvalidInput):
+    """The body has a content type or an encoding that is not accepted here."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class InvalidItem(InvalidInput):
+    """The body is JSON but not an item."""
+
+    status = 422
+    code = "invalid_item"
+
+
+class InvalidData(InvalidInput):
+    """The data cannot be stored without changing it."""
+
+    status = 422
+    code = "invalid_data"
+
+
+class RouteNotFound(ItemStoreError):
+    """There is nothing at this path."""
+
+    status = 404
+    code = "route_not_found"
+
+
+class ItemNotFound(ItemStoreError):
+    """There is no item with this id."""
+
+    status = 404
+    code = "item_not_found"
+
+
+class MethodNotAllowed(ItemStoreError):
+    """This path does not know this method."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class ItemExists(ItemStoreError):
+    """There is already an item with this id."""
+
+    status = 409
+    code = "item_exists"
+
+
+class PreconditionFailed(ItemStoreError):
+    """The item is not in the state the request demands."""
+
+    status = 412
+    code = "precondition_failed"
+
+
+class ItemQuarantined(ItemStoreError):
+    """PostgreSQL refused this item; it is served from memory and kept in quarantine."""
+
+    code = "item_quarantined"
+
+
+class InternalError(ItemStoreError):
+    """The server made a mistake."""
+
+
+class Unavailable(ItemStoreError):
+    """Not now."""
+
+    status = 503
+    code = "unavailable"
+    retry_after_s = 1
+
+
+class Overloaded(Unavailable):
+    """The write queue is full."""
+
+    code = "overloaded"
+
+
+class DatabaseUnavailable(Unavailable):
+    """PostgreSQL does not answer."""
+
+    code = "database_unavailable"
+    retry_after_s = 2
+
+
+class CommitUnconfirmed(Unavailable):
+    """The write is accepted, but PostgreSQL has not confirmed it in time."""
+
+    code = "commit_unconfirmed"
+    retry_after_s = 2
+
+
+class DurabilityUnavailable(Unavailable):
+    """The durability level cannot be given now."""
+
+    code = "durability_unavailable"
+    retry_after_s = 5
+
+
+class Starting(Unavailable):
+    """The store is starting."""
+
+    code = "starting"
+
+
+class Stopping(Unavailable):
+    """The store is stopping."""
+
+    code = "stopping"
+
+
+class StartupError(ItemStoreError):
+    """The store cannot start."""
+
+    code = "startup_error"

@@ -1,0 +1,185 @@
+"""The loader: brings items from PostgreSQL into the cache, all of them or one by one.
+
+Read-through, for a miss while not every item is cached:
+
+    1. reader A misses "x"      → x is wanted; the query goes out at the end of this loop turn
+    2. reader B misses "x", "y" → x is wanted already; y joins the same query
+    3. the query is under way; a writer deletes "x" → the load is marked: x is not installed
+    4. the answer arrives; y is installed, A and B are woken and look again
+    5. A and B find x being deleted, and y cached
+
+Nobody is handed what the query brought: whoever waited looks into the cache again, where a newer
+write or delete may stand by now. The query is a task of its own, so that a reader who gives up
+takes nobody else's answer with him.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from itemstore.core.cache import Cache, Row
+from itemstore.core.queue import WriteQueue
+from itemstore.errors import DatabaseUnavailable, Overloaded
+from itemstore.storage import Storage, StorageError
+
+LOAD_IDS_MAX: Final = 1_000  # ids in one query
+LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
+WANTED_MAX: Final = 20_000  # ids waiting; beyond that a miss is refused
+PAGE_ITEMS: Final = 2_000  # a page is turned into Python objects in one go: about 3 ms
+INSTALL_ITEMS: Final = 500  # then requests get their turn
+RETRY_MAX_S: Final = 2.0
+PROGRESS_INTERVAL_S: Final = 2.0
+
+
+class Loader:
+    def __init__(
+        self,
+        cache: Cache,
+        queue: WriteQueue,
+        storage: Storage,
+        log: FilteringBoundLogger,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._storage = storage
+        self._log = log
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._chance = chance or random.Random()  # noqa: S311 - jitter, not a secret
+        self._wanted: dict[str, asyncio.Future[None]] = {}
+        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._is_scheduled = False
+        #: Items the preload has brought so far, and how many it expects.
+        self.preloaded = 0
+        self.estimate = 0
+        self.queries = 0  #: of the read-through
+        self.loaded = 0  #: items they brought
+
+    async def load(self, item_id: str) -> None:
+        """Returns when PostgreSQL was asked: the caller looks into the cache again.
+
+        Raises DatabaseUnavailable if it did not answer, Overloaded if too many are waiting.
+        """
+        future = self._loading.get(item_id) or self._wanted.get(item_id)
+        if future is None:
+            if len(self._wanted) >= WANTED_MAX:
+                raise Overloaded("Too many items are being loaded. Repeat in a moment.")
+            future = self._wanted[item_id] = asyncio.get_running_loop().create_future()
+            self._schedule()
+        await asyncio.shield(future)
+
+    def _schedule(self) -> None:
+        """One query for all that is wanted until the end of this turn of the loop."""
+        if not self._is_scheduled and self._wanted and len(self._tasks) < LOADS_MAX:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
+    def _dispatch(self) -> None:
+        self._is_scheduled = False
+        ids = list(self._wanted)[:LOAD_IDS_MAX]
+        batch = {item_id: self._wanted.pop(item_id) for item_id in ids}
+        self._loading.update(batch)
+        task = asyncio.get_running_loop().create_task(self._fetch(batch))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        self._schedule()
+
+    async def _fetch(self, batch: dict[str, asyncio.Future[None]]) -> None:
+        load = self._cache.begin_load()
+        failure: Exception | None = None
+        self.queries += 1
+        try:
+            rows = await self._storage.load(list(batch))
+            self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
+            self._cache.note_absent(load, batch.keys() - {row[0] for row in rows})
+        except StorageError as error:
+            failure = DatabaseUnavailable(
+                f"The item is not in memory and PostgreSQL does not answer ({error}). Repeat later."
+            )
+        except Exception as error:  # a reader must never wait for ever for a bug of ours
+            failure = error
+        finally:
+            self._cache.end_load(load)
+            for item_id, future in batch.items():
+                del self._loading[item_id]
+                _resolve(future, failure)
+            asyncio.get_running_loop().call_soon(self._schedule)
+
+    async def preload(self, estimate: int) -> None:
+        """Fills the cache page by page, by id, and then calls it hydrated.
+
+        The next page's query is under way while this page's rows are installed. A page that
+        cannot be read is asked for again until it can.
+        """
+        self.estimate = estimate
+        started = told = self._monotonic()
+        load = self._cache.begin_load()
+        page = asyncio.create_task(self._page(""))
+        try:
+            while rows := await page:
+                following = self._cache.begin_load()
+                page = asyncio.create_task(self._page(rows[-1][0]))
+                await self._install(load, rows)
+                self._cache.end_load(load)
+                load = following
+                if self._monotonic() - told > PROGRESS_INTERVAL_S:
+                    told = self._monotonic()
+                    self._log.info("preload", loaded=self.preloaded, estimate=estimate)
+            self._cache.set_hydrated()
+        finally:
+            self._cache.end_load(load)
+            page.cancel()
+            with suppress(asyncio.CancelledError, StorageError):
+                await page
+        self._log.info("hydrated", items=len(self._cache), s=round(self._monotonic() - started, 3))
+
+    async def _install(self, load: object, rows: list[Row]) -> None:
+        for start in range(0, len(rows), INSTALL_ITEMS):
+            await asyncio.sleep(0)
+            self._cache.install(
+                load,  # type: ignore[arg-type]
+                rows[start : start + INSTALL_ITEMS],
+                self._queue.pending_ids(),
+            )
+        self.preloaded += len(rows)
+
+    async def _page(self, after: str) -> list[Row]:
+        attempt = 0
+        while True:
+            try:
+                return await self._storage.page(after, PAGE_ITEMS)
+            except StorageError as error:
+                delay = min(0.05 * 2 ** min(attempt, 16), RETRY_MAX_S)
+                delay *= self._chance.uniform(0.5, 1.0)
+                self._log.warning("preload_retry", reason=str(error), retry_s=round(delay, 3))
+                await self._sleep(delay)
+                attempt += 1
+
+    async def close(self) -> None:
+        for task in list(self._tasks):
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for future in self._wanted.values():
+            _resolve(future, DatabaseUnavailable("The store is closing."))
+
+
+def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
+    if future.done():
+        return
+    if failure is None:
+        future.set_result(None)
+    else:
+        future.set_exception(failure)
+        future.exception()  # nobody may be waiting any more; that is no news

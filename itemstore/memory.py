@@ -1,0 +1,50 @@
+"""How much memory there is, and how much the items would take."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from itemstore.core.cache import ENTRY_OVERHEAD_BYTES
+from itemstore.core.item import HEADER_BYTES
+
+CACHE_SHARE: Final = 0.75  # of the limit; the rest is for the interpreter, the queue and requests
+ID_BYTES: Final = 8  # of a generated id
+
+#: Where Linux tells a container's limit: cgroup v2, then v1.
+_CGROUP_FILES: Final = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+
+
+def limit_bytes() -> int:
+    """What this process may use: the container's limit, or the machine's memory if that is less."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for file in _CGROUP_FILES:
+        try:
+            text = file.read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit():  # else "max": no limit
+            return min(machine, int(text))
+    return machine
+
+
+def default_cache_bytes() -> int:
+    return int(limit_bytes() * CACHE_SHARE)
+
+
+def estimate(items: int, data_bytes: int) -> int:
+    """Bytes of memory for so many items with so much data in all."""
+    return items * (ENTRY_OVERHEAD_BYTES + HEADER_BYTES + ID_BYTES) + data_bytes
+
+
+def resident_bytes() -> int:
+    """What this process has in memory now (RSS); 0 where /proc does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")

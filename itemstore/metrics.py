@@ -1,0 +1,180 @@
+"""The numbers of a running store: one table, read when somebody asks.
+
+The store counts in plain integers at the spot; ``/metrics`` and ``/stats`` read them here.
+docs/metrics.md describes each row, which a test compares.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from itemstore import memory
+from itemstore.store import ItemStore
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """``read`` gives its value now; None leaves it out."""
+
+    name: str
+    kind: Literal["counter", "gauge"]
+    help: str
+    read: Callable[[ItemStore], float | None]
+
+
+def _oldest_dirty_age(store: ItemStore) -> float:
+    since = store.queue.dirty_since()
+    return 0.0 if since is None else max(0.0, time.monotonic() - since)
+
+
+def _since_last_commit(store: ItemStore) -> float | None:
+    at = store.persister.last_commit_at
+    return None if at is None else time.monotonic() - at
+
+
+def _failing(store: ItemStore) -> float:
+    since = store.persister.failing_since
+    return 0.0 if since is None else time.monotonic() - since
+
+
+METRICS = (
+    Metric("itemstore_ready", "gauge", "1 if requests are answered.", lambda s: s.is_ready),
+    Metric(
+        "itemstore_hydrated",
+        "gauge",
+        "1 if the cache holds every item, so that a miss needs no query.",
+        lambda s: s.cache.hydrated,
+    ),
+    Metric("itemstore_cache_items", "gauge", "Items in the cache.", lambda s: len(s.cache)),
+    Metric(
+        "itemstore_cache_bytes",
+        "gauge",
+        "Bytes of memory the cached items take, estimated.",
+        lambda s: s.cache.bytes_used,
+    ),
+    Metric(
+        "itemstore_preload_items",
+        "gauge",
+        "Items the preload has brought so far.",
+        lambda s: s.loader.preloaded,
+    ),
+    Metric(
+        "itemstore_load_queries_total",
+        "counter",
+        "Queries for items that were not cached.",
+        lambda s: s.loader.queries,
+    ),
+    Metric(
+        "itemstore_load_items_total",
+        "counter",
+        "Items those queries brought.",
+        lambda s: s.loader.loaded,
+    ),
+    Metric("itemstore_dirty_items", "gauge", "Items not yet committed.", lambda s: len(s.queue)),
+    Metric(
+        "itemstore_dirty_bytes",
+        "gauge",
+        "Bytes of memory they take in the write queue.",
+        lambda s: s.queue.bytes_used,
+    ),
+    Metric(
+        "itemstore_oldest_dirty_age_seconds",
+        "gauge",
+        "Age of the oldest write that is not committed: what a crash could lose.",
+        _oldest_dirty_age,
+    ),
+    Metric(
+        "itemstore_writes_accepted_total", "counter", "Writes accepted.", lambda s: s.queue.accepted
+    ),
+    Metric(
+        "itemstore_writes_coalesced_total",
+        "counter",
+        "Writes replaced by a newer one of the same item before they were written.",
+        lambda s: s.queue.coalesced,
+    ),
+    Metric(
+        "itemstore_writes_refused_total",
+        "counter",
+        "Writes refused because the queue was full.",
+        lambda s: s.admission.refused,
+    ),
+    Metric(
+        "itemstore_writes_committed_total",
+        "counter",
+        "Writes committed in PostgreSQL.",
+        lambda s: s.persister.committed,
+    ),
+    Metric(
+        "itemstore_batches_total", "counter", "Batches committed.", lambda s: s.persister.batches
+    ),
+    Metric(
+        "itemstore_last_batch_seconds",
+        "gauge",
+        "How long the last batch took.",
+        lambda s: s.persister.last_batch_s,
+    ),
+    Metric(
+        "itemstore_last_commit_age_seconds",
+        "gauge",
+        "Time since the last commit; absent before the first.",
+        _since_last_commit,
+    ),
+    Metric(
+        "itemstore_retries_away_total",
+        "counter",
+        "Batches repeated because PostgreSQL was away.",
+        lambda s: s.persister.retries["away"],
+    ),
+    Metric(
+        "itemstore_retries_slow_total",
+        "counter",
+        "Batches repeated in halves after a time-out or a lock.",
+        lambda s: s.persister.retries["slow"],
+    ),
+    Metric(
+        "itemstore_retries_broken_total",
+        "counter",
+        "Attempts while the persister was halted.",
+        lambda s: s.persister.retries["broken"],
+    ),
+    Metric(
+        "itemstore_database_failing_seconds",
+        "gauge",
+        "How long PostgreSQL has not taken a batch; 0 while it does.",
+        _failing,
+    ),
+    Metric(
+        "itemstore_persister_halted",
+        "gauge",
+        "1 if nothing can be written until somebody mends the cause.",
+        lambda s: s.persister.is_halted,
+    ),
+    Metric(
+        "itemstore_quarantined_items",
+        "gauge",
+        "Items PostgreSQL refused, served from memory.",
+        lambda s: len(s.queue.parked),
+    ),
+    Metric(
+        "itemstore_memory_resident_bytes",
+        "gauge",
+        "Memory of this process (RSS).",
+        lambda _: memory.resident_bytes(),
+    ),
+    Metric(
+        "itemstore_memory_limit_bytes",
+        "gauge",
+        "What it may use: the container's limit or the machine's memory.",
+        lambda _: memory.limit_bytes(),
+    ),
+)
+
+
+def read(store: ItemStore) -> Iterator[tuple[Metric, float]]:
+    for metric in METRICS:
+        value = metric.read(store)
+        if value is not None:
+            yield metric, float(value)

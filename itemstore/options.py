@@ -1,0 +1,51 @@
+"""What a store can be told, with its defaults. ``settings.py`` fills this from the environment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+MIB = 1024 * 1024
+
+
+class Durability(StrEnum):
+    """What an OK to a write means; docs/durability.md says what each survives."""
+
+    MEMORY = "memory"  #: it is in the cache and in the write queue
+    JOURNAL = "journal"  #: it is on this machine's disk
+    COMMIT = "commit"  #: PostgreSQL has committed it
+
+
+class Preload(StrEnum):
+    """Whether the cache is filled at start: the values of SKIP_ITEMS_PRELOAD."""
+
+    PRELOAD = "false"
+    SKIP = "true"
+    AUTO = "auto"  #: preload if the items are estimated to fit in ``cache_bytes_max``
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Limits and defaults of one store."""
+
+    durability: Durability = Durability.COMMIT
+    skip_items_preload: Preload = Preload.AUTO
+    #: What the preload may fill, in bytes; None: three quarters of the memory this process may use.
+    cache_bytes_max: int | None = None
+
+    #: Above these a write gets Overloaded; above three quarters of them it waits for room first.
+    queue_items_max: int = 50_000
+    queue_bytes_max: int = 64 * MIB
+    queue_wait_s: float = 5.0
+
+    batch_items_max: int = 1_000
+    batch_bytes_max: int = 4 * MIB
+
+    #: How long a ``commit`` write and a barrier wait for PostgreSQL before they answer Unavailable.
+    commit_timeout_s: float = 10.0
+    #: How long a read waits for an item that is not cached.
+    load_timeout_s: float = 10.0
+    #: How long deletes are remembered; must exceed any time a write can be late.
+    tombstone_retention_s: float = 7 * 24 * 3600.0
+    #: How long closing may take to empty the write queue.
+    shutdown_timeout_s: float = 25.0

@@ -1,0 +1,243 @@
+"""The persister: the one task that empties the write queue into PostgreSQL.
+
+    wait for work → take a batch → write it → settle it → again
+
+A batch that fails is retried as it is until it is committed: writing is idempotent by version,
+so a lost answer costs a repetition and nothing else. Only a bad row takes it apart: the batch is
+halved until the row stands alone and goes into quarantine. What cannot be written for another
+reason halts the persister, loudly; it tries again at long intervals, and the queue is kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from itemstore.core.queue import Change, WriteQueue
+from itemstore.errors import ItemQuarantined
+from itemstore.options import Options
+from itemstore.storage import (
+    Storage,
+    StorageAway,
+    StorageBroken,
+    StorageError,
+    StorageRefused,
+    StorageSlow,
+)
+
+RETRY_MIN_S: Final = 0.05
+RETRY_MAX_S: Final = 2.0  # so that a database that came back is noticed within seconds
+HALT_RETRY_S: Final = 10.0
+PARKED_MAX: Final = 1_000  # items: more refused than this is not a few bad rows
+PURGE_INTERVAL_S: Final = 60.0
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Persister:
+    def __init__(
+        self,
+        queue: WriteQueue,
+        storage: Storage,
+        options: Options,
+        log: FilteringBoundLogger,
+        *,
+        on_settled: Callable[[list[Change]], None],
+        now_us: Callable[[], int],
+        monotonic: Callable[[], float] = time.monotonic,
+        sleep: Sleep = asyncio.sleep,
+        chance: random.Random | None = None,
+    ) -> None:
+        self._queue = queue
+        self._storage = storage
+        self._options = options
+        self._log = log
+        self._on_settled = on_settled
+        self._now_us = now_us
+        self._monotonic = monotonic
+        self._sleep = sleep
+        self._chance = chance or random.Random()  # noqa: S311 - jitter, not a secret
+        self._work = asyncio.Event()
+        self._stopping = False
+        self._purge_at = monotonic() + PURGE_INTERVAL_S
+        #: Since when PostgreSQL has not taken a batch, and why; None while it does.
+        self.failing_since: float | None = None
+        self.failure: StorageError | None = None
+        self.batches = 0
+        self.committed = 0  #: changes
+        self.quarantined = 0  #: changes
+        self.retries: dict[str, int] = {kind.kind: 0 for kind in _KINDS}
+        self.last_commit_at: float | None = None
+        self.last_batch_s = 0.0
+
+    @property
+    def is_halted(self) -> bool:
+        return isinstance(self.failure, StorageBroken)
+
+    def wake(self) -> None:
+        """There is something in the queue."""
+        self._work.set()
+
+    def stop(self) -> None:
+        """Lets ``run`` return as soon as the queue is empty."""
+        self._stopping = True
+        self._work.set()
+
+    async def run(self) -> None:
+        """Returns after ``stop``, with the queue empty. Nothing but that ends it."""
+        while await self._has_work():
+            batch = self._queue.take(self._options.batch_items_max, self._options.batch_bytes_max)
+            await self._persist(batch)
+            await self._purge_if_due()
+
+    async def _has_work(self) -> bool:
+        while not self._queue.has_queued:
+            if self._stopping:
+                return False
+            self._work.clear()
+            await self._work.wait()
+        return True
+
+    async def _persist(self, batch: list[Change]) -> None:
+        """Until every change of the batch is committed or parked."""
+        parts = [batch]
+        while parts:
+            part = parts.pop()
+            try:
+                await self._write(part)
+            except (StorageRefused, StorageSlow) as failure:
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+                elif isinstance(failure, StorageRefused):
+                    await self._park(part[0], failure)
+                else:
+                    parts.append(part)
+
+    async def _write(self, part: list[Change]) -> None:
+        """Commits the part. Raises StorageRefused, and StorageSlow after a pause."""
+        attempt = 0
+        while True:
+            started = self._monotonic()
+            try:
+                await self._storage.write(part)
+                await self._release(part)
+            except StorageRefused:
+                raise
+            except Exception as error:
+                await self._pause(_failure(error), attempt, part)
+                if isinstance(error, StorageSlow):
+                    raise
+                attempt += 1
+            else:
+                self._note_commit(part, started)
+                return
+
+    async def _release(self, part: list[Change]) -> None:
+        superseded = [change.id for change in part if change.id in self._queue.parked]
+        if superseded:
+            await self._storage.release(superseded)
+
+    def _note_commit(self, part: list[Change], started: float) -> None:
+        now = self._monotonic()
+        if self.failing_since is not None:
+            self._log.warning("database_back", away_s=round(now - self.failing_since, 3))
+        self.failing_since = self.failure = None
+        self.last_commit_at = now
+        self.last_batch_s = now - started
+        self.batches += 1
+        self.committed += len(part)
+        self._log.info(
+            "batch",
+            items=len(part),
+            bytes=sum(change.size for change in part),
+            ms=round(self.last_batch_s * 1000, 2),
+            oldest_ms=round((now - min(change.dirty_since for change in part)) * 1000, 2),
+            queued=len(self._queue) - len(part),
+        )
+        self._queue.settle(part)
+        self._on_settled(part)
+
+    async def _park(self, change: Change, refusal: StorageRefused) -> None:
+        """Into quarantine: first on disk, then in the queue's books."""
+        attempt = 0
+        while True:
+            try:
+                if len(self._queue.parked) >= PARKED_MAX:
+                    raise StorageBroken(f"more than {PARKED_MAX} items were refused: {refusal}")
+                await self._storage.quarantine(change, str(refusal))
+            except Exception as error:
+                await self._pause(_failure(error), attempt, [change])
+                attempt += 1
+            else:
+                break
+        self.quarantined += 1
+        self._log.error(
+            "quarantined",
+            id=change.id,
+            version=change.version,
+            reason=str(refusal),
+            hint="see the table quarantine; the item is served from memory",
+        )
+        self._queue.park(
+            change,
+            ItemQuarantined(
+                f"PostgreSQL refused version {change.version} of this item: {refusal}. "
+                "It is served from memory and kept in the table quarantine; write a corrected one."
+            ),
+        )
+        self._on_settled([change])
+
+    async def _pause(self, failure: StorageError, attempt: int, part: list[Change]) -> None:
+        self.retries[failure.kind] += 1
+        if self.failing_since is None:
+            self.failing_since = self._monotonic()
+        is_news = type(failure) is not type(self.failure)
+        self.failure = failure
+        if isinstance(failure, StorageBroken):
+            delay = HALT_RETRY_S
+            self._log.critical(
+                "halted",
+                reason=str(failure),
+                queued=len(self._queue),
+                retry_s=delay,
+                hint="nothing is written until this is mended; the queue is kept",
+            )
+        else:
+            delay = min(RETRY_MIN_S * 2 ** min(attempt, 16), RETRY_MAX_S)
+            delay *= self._chance.uniform(0.5, 1.0)
+            tell = self._log.warning if is_news else self._log.info
+            tell(
+                "retry",
+                kind=failure.kind,
+                reason=str(failure),
+                items=len(part),
+                attempt=attempt + 1,
+                retry_s=round(delay, 3),
+            )
+        await self._sleep(delay)
+
+    async def _purge_if_due(self) -> None:
+        if self._monotonic() < self._purge_at or self._stopping:
+            return
+        before = self._now_us() - int(self._options.tombstone_retention_s * 1_000_000)
+        try:
+            purged = await self._storage.purge(before)
+        except StorageError as failure:
+            purged = 0
+            self._log.warning("purge_failed", reason=str(failure))
+        if not purged:  # else more may be left: go on after the next batch
+            self._purge_at = self._monotonic() + PURGE_INTERVAL_S
+
+
+_KINDS: Final = (StorageAway, StorageSlow, StorageRefused, StorageBroken)
+
+
+def _failure(error: Exception) -> StorageError:
+    """An error nobody foresaw must not end the only task that saves data: it halts it."""
+    return error if isinstance(error, StorageError) else StorageBroken(f"unexpected: {error!r}")

@@ -1,0 +1,208 @@
+"""What ``itemstore check`` and ``itemstore stats`` find out and tell."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from itemstore import memory
+from itemstore.database import database
+from itemstore.errors import StartupError
+from itemstore.settings import SECRET, Settings, table
+from itemstore.storage import StorageError
+from itemstore.storage.postgres import SCHEMA_VERSION, Postgres
+
+_STATS_TIMEOUT_S = 5.0
+_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at; ``advice`` says what to do unless it is ok."""
+
+    verdict: Literal["ok", "warn", "fail"]
+    what: str
+    advice: str = ""
+
+
+def check(settings: Settings) -> int:
+    """Prints the findings. Returns 1 if one is a failure."""
+    console = Console(highlight=False, soft_wrap=True)
+    failed = False
+
+    async def tell() -> None:
+        nonlocal failed
+        async for finding in _findings(settings):
+            failed |= finding.verdict == "fail"
+            console.print(f"{_MARKS[finding.verdict]:>4}  {finding.what}")
+            if finding.advice:
+                console.print(f"      → {finding.advice}")
+
+    asyncio.run(tell())
+    return int(failed)
+
+
+async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    yield _settings_found()
+    for finding in _platform(settings):
+        yield finding
+    try:
+        async with database(settings.database_url, settings.embedded_dir) as dsn:
+            async for finding in _database(dsn, settings):
+                yield finding
+    except StartupError as error:
+        yield Finding(
+            "fail", f"embedded PostgreSQL: {error.detail}", "mend that, or set DATABASE_URL"
+        )
+
+
+def _settings_found() -> Finding:
+    given = [
+        f"{name}={'(set)' if name in SECRET else os.environ[name]}"
+        for name in table()
+        if os.environ.get(name)
+    ]
+    return Finding("ok", f"settings: {', '.join(given) or 'all at their defaults'}")
+
+
+def _platform(settings: Settings) -> list[Finding]:
+    if settings.railway_environment_name is None:
+        return []
+    found = []
+    draining = settings.railway_deployment_draining_seconds or 0
+    if draining <= settings.shutdown_timeout:
+        found.append(
+            Finding(
+                "fail" if draining == 0 else "warn",
+                f"Railway kills this process {draining} s after SIGTERM; emptying the write queue "
+                f"may take SHUTDOWN_TIMEOUT, {settings.shutdown_timeout:g} s",
+                "set the service variable RAILWAY_DEPLOYMENT_DRAINING_SECONDS to "
+                f"{int(settings.shutdown_timeout) + 5} or more",
+            )
+        )
+    else:
+        found.append(Finding("ok", f"Railway's drain time: {draining} s"))
+    if settings.database_url is None:
+        found.append(
+            Finding(
+                "fail",
+                "DATABASE_URL is not set, and a Railway container's own disk does not last",
+                "add a PostgreSQL service and set DATABASE_URL=${{Postgres.DATABASE_URL}}",
+            )
+        )
+    return found
+
+
+async def _database(dsn: str, settings: Settings) -> AsyncIterator[Finding]:
+    try:
+        storage = Postgres(dsn, direct_dsn=settings.database_unpooled_url)
+    except StorageError as error:
+        yield Finding("fail", str(error), "correct DATABASE_URL")
+        return
+    try:
+        found = await storage.open()
+        server = await storage.server()
+    except StorageError as error:
+        yield Finding(
+            "fail",
+            f"PostgreSQL: {error}",
+            "check that it runs, and that DATABASE_URL has the right host, port, user and password",
+        )
+        return
+    finally:
+        await storage.close()
+    yield Finding("ok", f"PostgreSQL {server['version']}, schema version {SCHEMA_VERSION}")
+    for finding in _server_settings(server):
+        yield finding
+    yield _memory(found.items_estimate, found.bytes_estimate, settings)
+    if found.parked:
+        yield Finding(
+            "warn",
+            f"{len(found.parked)} items in quarantine: accepted, but refused by PostgreSQL",
+            "SELECT id, error FROM quarantine; then write corrected ones",
+        )
+
+
+def _server_settings(server: dict[str, Any]) -> list[Finding]:
+    found = []
+    if server["in_recovery"]:
+        found.append(
+            Finding(
+                "fail", "this server is a read-only standby", "name the primary in DATABASE_URL"
+            )
+        )
+    for name, loss in (
+        ("fsync", "a power loss can destroy the whole database"),
+        ("full_page_writes", "a power loss can corrupt tables"),
+        ("synchronous_commit", "a crash of PostgreSQL can lose writes that were answered OK"),
+    ):
+        if server[name] == "off":
+            found.append(Finding("warn", f"{name} is off: {loss}", f"ALTER SYSTEM SET {name} = on"))
+        else:
+            found.append(Finding("ok", f"{name} is {server[name]}"))
+    used, most = server["connections"], server["max_connections"]
+    crowded = used + 12 > most  # two instances during a deploy, six connections each
+    found.append(
+        Finding(
+            "warn" if crowded else "ok",
+            f"{used} of {most} connections in use; an instance takes up to 6, two run in a deploy",
+            "raise max_connections or close other clients" if crowded else "",
+        )
+    )
+    return found
+
+
+def _memory(items: int, data_bytes: int, settings: Settings) -> Finding:
+    needed = memory.estimate(items, data_bytes)
+    budget = settings.cache_max_bytes or memory.default_cache_bytes()
+    what = f"about {items:,} items would take {_mib(needed)} of the {_mib(budget)} for the cache"
+    if needed <= budget:
+        return Finding("ok", what)
+    return Finding(
+        "warn",
+        what,
+        "give it more memory, or leave SKIP_ITEMS_PRELOAD at auto: items load on demand",
+    )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024 / 1024:,.0f} MiB"
+
+
+def stats(url: str) -> int:
+    """Prints the numbers of a running server. Returns 1 if there is none."""
+    console = Console()
+    target = f"{url.rstrip('/')}/stats"
+    try:
+        if not target.startswith(("http://", "https://")):
+            raise ValueError("it must begin with http:// or https://")
+        with urllib.request.urlopen(target, timeout=_STATS_TIMEOUT_S) as answer:  # noqa: S310 - checked
+            numbers = json.load(answer)
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        console.print(
+            f"No answer from {target}: {reason}\nIs it running? Name it with --url http://host:port.",
+            style="red",
+            highlight=False,
+        )
+        return 1
+    shown = Table("what", "now", box=None)
+    for name, value in numbers.items():
+        shown.add_row(name.removeprefix("itemstore_"), _number(name, value))
+    console.print(shown)
+    return 0
+
+
+def _number(name: str, value: float) -> str:
+    if name.endswith("_bytes"):
+        return f"{value:,.0f} ({_mib(int(value))})"
+    return f"{value:,.3f}" if "seconds" in name else f"{value:,.0f}"

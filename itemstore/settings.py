@@ -1,0 +1,208 @@
+"""Every environment variable, in one table: the fields of ``Settings``.
+
+docs/settings.md describes each, which a test compares. A value that is not allowed stops the
+start with the name, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, ByteSize, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from itemstore.errors import StartupError
+from itemstore.options import MIB, Durability, Options, Preload
+
+_DEFAULTS: Final = Options()
+_UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+#: Shown as set or not set, never in full.
+SECRET: Final = frozenset({"DATABASE_URL", "DATABASE_UNPOOLED_URL"})
+
+
+def _seconds(value: Any) -> Any:
+    match = _DURATION.fullmatch(str(value).strip().lower())
+    if match is None:
+        raise ValueError("not a time")
+    return float(match[1]) * _UNITS_S[match[2]]
+
+
+def _lower(value: Any) -> Any:
+    return value.strip().lower() if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+
+
+def _setting(default: Any, description: str, allowed: str, **limits: Any) -> Any:
+    return Field(default, description=description, json_schema_extra={"allowed": allowed}, **limits)
+
+
+class Settings(BaseSettings):
+    """One field a variable, by its name in lower case."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True, env_ignore_empty=True)
+
+    database_url: str | None = _setting(
+        None,
+        "The PostgreSQL database. Unset: an embedded server in DATA_DIR.",
+        "postgresql://user:password@host:port/database, or postgres://…",
+    )
+    database_unpooled_url: str | None = _setting(
+        None,
+        "The same database around a pooler such as PgBouncer, for writing and the preload.",
+        "as DATABASE_URL",
+    )
+    host: str | None = _setting(
+        None, "The address to listen on. Unset: all, IPv4 and IPv6.", "an address or a host name"
+    )
+    port: int = _setting(
+        8080, "The port to listen on; 0 for any free one.", "0 to 65535", ge=0, le=65535
+    )
+    data_dir: Path | None = _setting(
+        None,
+        "Where the embedded database lies. Unset: RAILWAY_VOLUME_MOUNT_PATH, else "
+        "/var/lib/itemstore for root and ~/.local/share/itemstore for others.",
+        "a directory",
+    )
+    skip_items_preload: Annotated[Preload, BeforeValidator(_lower)] = _setting(
+        _DEFAULTS.skip_items_preload,
+        "Whether the cache is filled at start (false) or on demand (true). auto fills it if the "
+        "items are estimated to fit in CACHE_MAX_BYTES.",
+        "false, true or auto",
+    )
+    durability: Annotated[Literal["auto", "memory", "commit"], BeforeValidator(_lower)] = _setting(
+        "auto",
+        "What an OK to a write means, unless the request says otherwise. auto is commit.",
+        "auto, memory or commit",
+    )
+    cache_max_bytes: ByteSize | None = _setting(
+        None,
+        "What the preload may fill. Unset: three quarters of the container's memory.",
+        "a size, such as 512MiB",
+        gt=0,
+    )
+    queue_max_items: int = _setting(
+        _DEFAULTS.queue_items_max,
+        "Items that may wait to be written; above three quarters writes wait, above all they "
+        "get 503.",
+        "a number from 1",
+        ge=1,
+    )
+    queue_max_bytes: ByteSize = _setting(
+        ByteSize(_DEFAULTS.queue_bytes_max),
+        "The same in bytes.",
+        "a size from 2MiB, such as 64MiB",
+        ge=2 * MIB,
+    )
+    batch_max_items: int = _setting(
+        _DEFAULTS.batch_items_max,
+        "Items written in one statement.",
+        "a number from 1 to 10000",
+        ge=1,
+        le=10_000,
+    )
+    batch_max_bytes: ByteSize = _setting(
+        ByteSize(_DEFAULTS.batch_bytes_max),
+        "The same in bytes.",
+        "a size from 1MiB to 64MiB",
+        ge=MIB,
+        le=64 * MIB,
+    )
+    commit_timeout: Seconds = _setting(
+        _DEFAULTS.commit_timeout_s,
+        "How long a write at commit, and a list, wait for PostgreSQL before they get 503.",
+        "a time, such as 10s",
+        gt=0,
+    )
+    tombstone_retention: Seconds = _setting(
+        _DEFAULTS.tombstone_retention_s,
+        "How long deletes are remembered in the table tombstones.",
+        "a time from 1h, such as 7d",
+        ge=3600,
+    )
+    shutdown_timeout: Seconds = _setting(
+        _DEFAULTS.shutdown_timeout_s,
+        "How long stopping may take: finishing requests and emptying the write queue. Must be "
+        "less than the platform's time between SIGTERM and SIGKILL.",
+        "a time, such as 25s",
+        gt=0,
+    )
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
+    ] = _setting(
+        "info",
+        "The least that is logged. A line a request and one a batch are info.",
+        "debug, info, warning, error or critical",
+    )
+    log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lower)] = _setting(
+        "auto",
+        "How: auto is console on a terminal and json elsewhere.",
+        "auto, json or console",
+    )
+
+    # What Railway says about itself; not settings of ours.
+    railway_volume_mount_path: Path | None = Field(default=None, exclude=True)
+    railway_deployment_draining_seconds: int | None = Field(default=None, exclude=True)
+    railway_environment_name: str | None = Field(default=None, exclude=True)
+
+    @property
+    def embedded_dir(self) -> Path | None:
+        """Where the embedded database is to lie; None for its own default."""
+        return self.data_dir or self.railway_volume_mount_path
+
+    def options(self) -> Options:
+        return Options(
+            durability=(
+                Durability.COMMIT if self.durability == "auto" else Durability(self.durability)
+            ),
+            skip_items_preload=self.skip_items_preload,
+            cache_bytes_max=self.cache_max_bytes,
+            queue_items_max=self.queue_max_items,
+            queue_bytes_max=self.queue_max_bytes,
+            batch_items_max=self.batch_max_items,
+            batch_bytes_max=self.batch_max_bytes,
+            commit_timeout_s=self.commit_timeout,
+            tombstone_retention_s=self.tombstone_retention,
+            shutdown_timeout_s=self.shutdown_timeout,
+        )
+
+
+def table() -> dict[str, tuple[Any, str, str]]:
+    """Variable → (default, what is allowed, what it does)."""
+    return {
+        name.upper(): (field.default, _allowed(name), field.description or "")
+        for name, field in Settings.model_fields.items()
+        if not field.exclude
+    }
+
+
+def load(environment: Mapping[str, str] | None = None) -> Settings:
+    """The settings from the environment, or from the given one.
+
+    Raises StartupError that names every value that is not allowed.
+    """
+    try:
+        if environment is None:
+            return Settings()
+        given = {name.lower(): value for name, value in environment.items() if value}
+        known = {name: given[name] for name in Settings.model_fields if name in given}
+        return Settings.model_validate(known)
+    except ValidationError as error:
+        raise StartupError("\n".join(_complaint(each) for each in error.errors())) from None
+
+
+def _complaint(error: Any) -> str:
+    name = str(error["loc"][0])
+    variable = name.upper()
+    shown = "(hidden)" if variable in SECRET else repr(error["input"])
+    return f"{variable}={shown} is not allowed: give {_allowed(name)}."
+
+
+def _allowed(name: str) -> str:
+    extra = Settings.model_fields[name].json_schema_extra
+    return str(extra["allowed"]) if isinstance(extra, dict) else "another value"

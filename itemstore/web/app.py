@@ -1,0 +1,134 @@
+"""The routes, and the middleware around each of them."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from aiohttp import hdrs, web
+from structlog.typing import FilteringBoundLogger
+
+from itemstore.errors import InternalError, ItemStoreError
+from itemstore.store import ItemStore
+from itemstore.web import items, problems, requests, system
+from itemstore.web.traffic import Traffic
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+#: Method, path, handler; docs/api.md describes each, which a test compares. GET answers HEAD too.
+ROUTES: Final = (
+    ("GET", "/items", items.list_items),
+    ("POST", "/items", items.create_item),
+    ("POST", "/items:batch", items.batch),
+    ("GET", "/items/{id:.+}", items.get_item),
+    ("PUT", "/items/{id:.+}", items.put_item),
+    ("PATCH", "/items/{id:.+}", items.patch_item),
+    ("DELETE", "/items/{id:.+}", items.delete_item),
+    ("GET", "/livez", system.livez),
+    ("GET", "/readyz", system.readyz),
+    ("GET", "/stats", system.stats),
+    ("GET", "/metrics", system.prometheus),
+)
+
+SERVER: Final = "itemstore"
+LOG: Final = web.AppKey("log", FilteringBoundLogger)
+
+_REQUEST_ID: Final = "X-Request-Id"
+_RAILWAY_REQUEST_ID: Final = "X-Railway-Request-Id"
+_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+_OWN_REQUEST_ID: Final = secrets.token_hex(4)
+_request_numbers: Final = itertools.count(1)
+
+
+def make_app(store: ItemStore) -> web.Application:
+    """The application over a store, which may still be starting."""
+    app = web.Application(
+        middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
+    )
+    app[items.STORE] = store
+    app[system.TRAFFIC] = Traffic()
+    app[LOG] = store.log
+    for method, path, handler in ROUTES:
+        methods = ("GET", "HEAD") if method == "GET" else (method,)
+        for each in methods:
+            app.router.add_route(each, path, handler, expect_handler=_expect)
+    return app
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """Invites a body (100 Continue) only if it will be read."""
+    error: ItemStoreError | None = None
+    try:
+        if request.headers[hdrs.EXPECT].lower() != "100-continue":
+            raise web.HTTPExpectationFailed
+        limit = (
+            requests.BATCH_BODY_MAX_BYTES
+            if request.path == "/items:batch"
+            else requests.BODY_MAX_BYTES
+        )
+        requests.check_length(request, limit)
+    except ItemStoreError as refusal:
+        error = refusal
+    except web.HTTPException as refusal:
+        error = problems.from_http(refusal, request.method, request.path)
+    if error is None:
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return None
+    return _finish(request, problems.response(error, _id_of(request)), time.perf_counter())
+
+
+@web.middleware
+async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Turns every error into a problem document; names, times, counts and logs the request."""
+    started = time.perf_counter()
+    request_id = _id_of(request)
+    try:
+        response = await handler(request)
+    except ItemStoreError as error:
+        response = problems.response(error, request_id)
+    except web.HTTPException as error:
+        response = problems.response(
+            problems.from_http(error, request.method, request.path), request_id
+        )
+        if hdrs.ALLOW in error.headers:
+            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+    except Exception:
+        request.app[LOG].exception("internal_error", request_id=request_id, path=request.path)
+        response = problems.response(
+            InternalError("This is a mistake of the server; its log has the request id."),
+            request_id,
+        )
+    return _finish(request, response, started, request_id)
+
+
+def _finish(
+    request: web.Request, response: web.StreamResponse, started: float, request_id: str = ""
+) -> web.StreamResponse:
+    response.headers[_REQUEST_ID] = request_id or _id_of(request)
+    response.headers[hdrs.SERVER] = SERVER
+    elapsed = time.perf_counter() - started
+    resource = request.match_info.route.resource
+    # Without a resource the method may be anything a caller makes up: it must not become a label.
+    route = f"{request.method} {resource.canonical}" if resource else "unmatched"
+    request.app[system.TRAFFIC].note(route, response.status, elapsed)
+    request.app[LOG].info(
+        "request",
+        method=request.method,
+        path=request.rel_url.raw_path,
+        status=response.status,
+        ms=round(elapsed * 1000, 3),
+        request_id=response.headers[_REQUEST_ID],
+    )
+    return response
+
+
+def _id_of(request: web.Request) -> str:
+    """The caller's or the proxy's id for this request, if it is harmless; else one of ours."""
+    given = request.headers.get(_REQUEST_ID) or request.headers.get(_RAILWAY_REQUEST_ID)
+    if given is not None and _SAFE_REQUEST_ID.fullmatch(given):
+        return given
+    return f"{_OWN_REQUEST_ID}-{next(_request_numbers)}"

@@ -1,0 +1,147 @@
+"""The items over HTTP."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from urllib.parse import quote
+
+import orjson
+from aiohttp import hdrs, web
+
+from itemstore.core.condition import etag
+from itemstore.core.item import Item
+from itemstore.core.listing import LIMIT_DEFAULT
+from itemstore.core.operation import Delete, Get, Operation
+from itemstore.errors import InvalidParameter, ItemNotFound, ItemStoreError
+from itemstore.store import ItemStore
+from itemstore.web import problems, requests
+
+STORE: Final = web.AppKey("store", ItemStore)
+
+#: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
+_CACHE_CONTROL: Final = "no-cache"
+
+
+async def get_item(request: web.Request) -> web.Response:
+    item_id = requests.item_id(request)
+    requests.query(request, ())
+    item = await request.app[STORE].get(item_id)
+    if item is None:
+        raise ItemNotFound(f"There is no item {item_id!r}.")
+    when = requests.condition(request)
+    when.check_match(item.entry)
+    if when.is_unmodified(item.entry):
+        headers = {hdrs.ETAG: etag(item.version), hdrs.CACHE_CONTROL: _CACHE_CONTROL}
+        return web.Response(status=304, headers=headers)
+    return _answer(item)
+
+
+async def create_item(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    store = request.app[STORE]
+    level = store.level(requests.durability(request))
+    item = await store.write(requests.create(await requests.json_body(request)), level)
+    return _answer(item, durability=level)
+
+
+async def put_item(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    store, item_id = request.app[STORE], requests.item_id(request)
+    level, when = store.level(requests.durability(request)), requests.condition(request)
+    body = await requests.json_body(request)
+    return _answer(await store.write(requests.put(body, item_id, when), level), durability=level)
+
+
+async def patch_item(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    store, item_id = request.app[STORE], requests.item_id(request)
+    level, when = store.level(requests.durability(request)), requests.condition(request)
+    body = await requests.json_body(request, requests.MERGE_PATCH)
+    return _answer(await store.write(requests.patch(body, item_id, when), level), durability=level)
+
+
+async def delete_item(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    store, item_id = request.app[STORE], requests.item_id(request)
+    level = store.level(requests.durability(request))
+    await store.delete(item_id, when=requests.condition(request), durability=level)
+    return web.Response(status=204, headers={"Durability": level})
+
+
+async def list_items(request: web.Request) -> web.Response:
+    parameters = requests.query(request, LIST_PARAMETERS)
+    count = parameters.get("count", "none")
+    if count not in {"none", "exact"}:
+        raise InvalidParameter(f"count is none or exact, not {count[:40]!r}.")
+    limit = parameters.get("limit", str(LIMIT_DEFAULT))
+    page = await request.app[STORE].list(
+        limit=requests.integer("limit", limit),
+        order=parameters.get("order", "created"),
+        cursor=parameters.get("cursor"),
+        prefix=parameters.get("prefix", ""),
+        count=count == "exact",
+    )
+    body = b'{"items":[%b],"next":%b' % (
+        b",".join(item.json() for item in page.items),
+        orjson.dumps(page.next),
+    )
+    body += b"}" if page.count is None else b',"count":%d}' % page.count
+    headers = {hdrs.CACHE_CONTROL: _CACHE_CONTROL}
+    if page.next is not None:
+        target = request.rel_url.update_query(cursor=page.next)
+        headers[hdrs.LINK] = f'<{target.raw_path_qs}>; rel="next"'
+    return web.Response(body=body, content_type="application/json", headers=headers)
+
+
+LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count"})
+
+
+async def batch(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    store = request.app[STORE]
+    level = store.level(requests.durability(request))
+    body = await requests.json_body(
+        request, limit=requests.BATCH_BODY_MAX_BYTES, depth=requests.BATCH_LEVELS
+    )
+    given = requests.operations(body)
+    outcomes = iter(
+        await store.batch(
+            [each for each in given if not isinstance(each, ItemStoreError)], durability=level
+        )
+    )
+    results = [
+        _result(None, each) if isinstance(each, ItemStoreError) else _result(each, next(outcomes))
+        for each in given
+    ]
+    return web.Response(
+        body=orjson.dumps({"results": results}),
+        content_type="application/json",
+        headers={"Durability": level, hdrs.CACHE_CONTROL: "no-store"},
+    )
+
+
+def _result(operation: Operation | None, outcome: Item | ItemStoreError | None) -> dict[str, Any]:
+    """What the operation would have been answered with as a request of its own."""
+    if isinstance(outcome, ItemStoreError):
+        return {"status": outcome.status, "problem": problems.problem(outcome, "")}
+    if isinstance(operation, Delete) or outcome is None:
+        return {"status": 204}
+    is_new = not isinstance(operation, Get) and outcome.is_new
+    return {"status": 201 if is_new else 200, "item": orjson.Fragment(outcome.json())}
+
+
+def _answer(item: Item, *, durability: str | None = None) -> web.Response:
+    """The item; with the durability of the write that made it so, if one did."""
+    headers: dict[str, str] = {
+        hdrs.ETAG: etag(item.version),
+        hdrs.CACHE_CONTROL: _CACHE_CONTROL,
+    }
+    status = 200
+    if durability is not None:
+        headers["Durability"] = durability
+        if item.is_new:
+            status = 201
+            headers[hdrs.LOCATION] = f"/items/{quote(item.id, safe='')}"
+    return web.Response(
+        status=status, body=item.json(), content_type="application/json", headers=headers
+    )

@@ -1,0 +1,66 @@
+"""Errors as problem documents (RFC 9457), with a stable ``code``."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from aiohttp import hdrs, web
+
+from itemstore.errors import (
+    BodyTooLarge,
+    InternalError,
+    ItemStoreError,
+    MalformedRequest,
+    MethodNotAllowed,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
+
+CONTENT_TYPE: Final = "application/problem+json"
+#: What PATCH understands; sent when it was given something else (RFC 5789, section 3.1).
+ACCEPT_PATCH: Final = "application/merge-patch+json, application/json"
+
+
+def problem(error: ItemStoreError, request_id: str) -> dict[str, Any]:
+    """The document's members, those without a value left out."""
+    members = {
+        "type": f"urn:itemstore:problem:{error.code}",
+        "title": error.title(),
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "pointer": error.pointer,
+        "request_id": request_id or None,
+    }
+    return {name: value for name, value in members.items() if value is not None}
+
+
+def response(error: ItemStoreError, request_id: str) -> web.Response:
+    headers: dict[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
+    if error.retry_after_s is not None:
+        headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
+    if isinstance(error, UnsupportedMediaType):
+        headers["Accept-Patch"] = ACCEPT_PATCH
+    return web.Response(
+        status=error.status,
+        body=orjson.dumps(problem(error, request_id)),
+        content_type=CONTENT_TYPE,
+        headers=headers,
+    )
+
+
+def from_http(error: web.HTTPException, method: str, path: str) -> ItemStoreError:
+    """Our error for one of aiohttp's own."""
+    match error:
+        case web.HTTPNotFound():
+            return RouteNotFound(f"There is nothing at {path}. docs/api.md lists what there is.")
+        case web.HTTPMethodNotAllowed():
+            allowed = ", ".join(sorted(error.allowed_methods))
+            return MethodNotAllowed(f"{path} does not know {method}; it knows {allowed}.")
+        case web.HTTPRequestEntityTooLarge():
+            return BodyTooLarge()
+        case web.HTTPClientError():
+            return MalformedRequest(f"{error.status} {error.reason}")
+        case _:
+            return InternalError()

@@ -1,0 +1,196 @@
+"""The process that serves: listens, starts the store, and on SIGTERM stops in order.
+
+take the port → embedded database, if it is to be → listen → connect (503 until then) → serve
+SIGTERM → stop listening → finish requests → empty the write queue → close
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from contextlib import AsyncExitStack, closing
+from typing import Any, Final
+
+from aiohttp import web
+
+from itemstore import terminal
+from itemstore.database import database, default_data_dir
+from itemstore.errors import MalformedRequest, StartupError
+from itemstore.log import LineWriter, server_logger
+from itemstore.settings import Settings
+from itemstore.storage import StorageError
+from itemstore.storage.postgres import Postgres
+from itemstore.store import ItemStore
+from itemstore.web import problems
+from itemstore.web.app import SERVER, make_app
+
+#: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
+#: edge keeps them for 60 s.
+KEEPALIVE_TIMEOUT_S: Final = 75.0
+LINGERING_TIME_S: Final = 2.0  # how long the rest of a refused body is read
+BACKLOG: Final = 1_024  # connections not yet accepted
+#: Of SHUTDOWN_TIMEOUT, what requests may take; the rest is for the write queue.
+REQUESTS_SHARE: Final = 0.3
+LOST_IDS_MAX: Final = 1_000  # named in the log
+
+
+class Connection(web.RequestHandler):
+    """aiohttp's protocol, but what is not HTTP is answered with a problem document too."""
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
+        first_line = (message or "not HTTP").strip().splitlines()[0][:200]
+        response = problems.response(
+            MalformedRequest(f"The request is malformed: {first_line}"), ""
+        )
+        response.headers["Server"] = SERVER
+        response.force_close()
+        return response
+
+
+async def serve(settings: Settings) -> int:
+    """Runs until SIGTERM or SIGINT. Returns the exit code: 0 if everything accepted is written.
+
+    Raises StartupError.
+    """
+    log, lines = server_logger(settings.log_level, settings.log_format)
+    try:
+        async with AsyncExitStack() as stack:
+            sock = stack.enter_context(closing(listening_socket(settings.host, settings.port)))
+            dsn = await stack.enter_async_context(
+                database(settings.database_url, settings.embedded_dir)
+            )
+            store = ItemStore(_storage(dsn, settings), settings.options(), log=log)
+            runner = web.AppRunner(
+                make_app(store),
+                access_log=None,
+                shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
+            )
+            await runner.setup()
+            listener = await _listen(runner, sock)
+            try:
+                await _run(store, _Place(settings, sock), lines)
+            finally:
+                left = await _drain(store, runner, listener, settings.shutdown_timeout)
+    finally:
+        lines.close()
+    return 1 if left else 0
+
+
+class _Place:
+    """Where the server is reached and where its data lies, in words."""
+
+    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+        self.url = f"http://{settings.host or 'localhost'}:{sock.getsockname()[1]}"
+        self.data = (
+            "the database of DATABASE_URL"
+            if settings.database_url
+            else f"{settings.embedded_dir or default_data_dir()} (embedded PostgreSQL)"
+        )
+
+
+def _storage(dsn: str, settings: Settings) -> Postgres:
+    try:
+        return Postgres(dsn, direct_dsn=settings.database_unpooled_url)
+    except StorageError as error:
+        raise StartupError(str(error)) from error
+
+
+async def _run(store: ItemStore, place: _Place, lines: LineWriter) -> None:
+    """Starts the store; returns when the process is told to stop."""
+    stopping = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+    start = asyncio.create_task(store.start())
+    stop = asyncio.create_task(stopping.wait())
+    tasks: list[asyncio.Task[Any]] = [start, stop]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if start.done():
+            start.result()
+            store.log.info("serving", url=place.url, data=place.data)
+            if lines.is_console:
+                lines.msg(terminal.banner(place.url, place.data))
+            tasks.append(asyncio.create_task(terminal.show_preload(store)))
+            await stop
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _listen(runner: web.AppRunner, sock: socket.socket) -> asyncio.Server:
+    loop = asyncio.get_running_loop()
+    manager = runner.server
+    if manager is None:
+        raise RuntimeError("the runner is not set up")
+
+    def connection() -> Connection:
+        return Connection(
+            manager,
+            loop=loop,
+            keepalive_timeout=KEEPALIVE_TIMEOUT_S,
+            lingering_time=LINGERING_TIME_S,
+            access_log=None,  # type: ignore[arg-type]  # aiohttp's way to say: none
+            auto_decompress=False,  # compressed bodies are refused, not inflated
+        )
+
+    return await loop.create_server(connection, sock=sock, backlog=BACKLOG)
+
+
+def listening_socket(host: str | None, port: int) -> socket.socket:
+    """Bound, not yet listening. Without a host, one socket for IPv4 and IPv6.
+
+    Asyncio's own ``::`` would take IPv6 alone. Raises StartupError.
+    """
+    try:
+        if host is None and socket.has_dualstack_ipv6():
+            return _bound(socket.AF_INET6, "::", port, dual=True)
+        if host is None:
+            return _bound(socket.AF_INET, "0.0.0.0", port)  # noqa: S104 - it is a server
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return _bound(family, str(address[0]), port)
+    except OSError as error:
+        raise StartupError(
+            f"Cannot listen on {host or 'all addresses'}, port {port}: {error.strerror or error}. "
+            "Set PORT or HOST to what is free here."
+        ) from error
+
+
+def _bound(family: int, address: str, port: int, *, dual: bool = False) -> socket.socket:
+    return socket.create_server(
+        (address, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual
+    )
+
+
+async def _drain(
+    store: ItemStore, runner: web.AppRunner, listener: asyncio.Server, time_limit_s: float
+) -> list[str]:
+    """Returns the ids that could not be written, having logged them."""
+    started = time.monotonic()
+    store.log.info("stopping", dirty=len(store.queue))
+    listener.close()
+    await runner.cleanup()
+    left = await store.close(time_limit_s - (time.monotonic() - started))
+    tell = store.log.error if left else store.log.info
+    tell("stopped", lost=len(left), ids=left[:LOST_IDS_MAX], s=round(time.monotonic() - started, 3))
+    return left
+
+
+def main(settings: Settings) -> int:
+    """Returns the exit code."""
+    try:
+        return asyncio.run(serve(settings))
+    except StartupError as error:
+        sys.stderr.write(f"itemstore cannot start: {error.detail}\n")
+        return 1

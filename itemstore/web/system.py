@@ -1,0 +1,68 @@
+"""What those who run the store ask it: is it alive, is it ready, how is it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import orjson
+from aiohttp import hdrs, web
+
+from itemstore import metrics
+from itemstore.store import ItemStore
+from itemstore.web import requests
+from itemstore.web.items import STORE
+from itemstore.web.traffic import Traffic
+
+TRAFFIC: Final = web.AppKey("traffic", Traffic)
+
+
+async def livez(request: web.Request) -> web.Response:
+    """The event loop turns."""
+    requests.query(request, ())
+    return _json({"alive": True})
+
+
+async def readyz(request: web.Request) -> web.Response:
+    """200 as soon as answers are exact, also while the preload runs or PostgreSQL is away."""
+    requests.query(request, ())
+    store = request.app[STORE]
+    return _json(state(store), status=200 if store.is_ready else 503)
+
+
+def state(store: ItemStore) -> dict[str, Any]:
+    persister = store.persister
+    return {
+        "ready": store.is_ready,
+        "hydrated": store.cache.hydrated,
+        "loaded": store.loader.preloaded,
+        "estimate": store.loader.estimate,
+        "dirty": len(store.queue),
+        "quarantined": len(store.queue.parked),
+        "database": "ok" if persister.failure is None else persister.failure.kind,
+    }
+
+
+async def stats(request: web.Request) -> web.Response:
+    requests.query(request, ())
+    numbers = {metric.name: value for metric, value in metrics.read(request.app[STORE])}
+    served = request.app[TRAFFIC].served
+    numbers["itemstore_http_requests_total"] = sum(each.count for each in served.values())
+    return _json(numbers)
+
+
+async def prometheus(request: web.Request) -> web.Response:
+    # Here, not above: the first scrape pays for the import, not the start.
+    from itemstore.web import exposition
+
+    requests.query(request, ())
+    body = exposition.expose(request.app[STORE], request.app[TRAFFIC])
+    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
+
+
+def _json(value: dict[str, Any], status: int = 200) -> web.Response:
+    return web.Response(
+        status=status,
+        body=orjson.dumps(value),
+        content_type="application/json",
+        headers={hdrs.CACHE_CONTROL: "no-store"},
+    )

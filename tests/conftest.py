@@ -1,0 +1,102 @@
+"""Real PostgreSQL servers for the tests: one a major version and session, a database a test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from itemstore.options import Options
+from itemstore.store import ItemStore
+from itemstore.storage.embedded import EmbeddedPostgres, find_installations
+
+MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one
+_FOUND = {installation.major: installation for installation in reversed(find_installations())}
+#: Durability of the server under the tests is tested elsewhere; here it would only cost time.
+_FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+
+# Nothing of the developer's own environment may change what the tests do.
+for _name in ("DATABASE_URL", "DATABASE_UNPOOLED_URL", "DATA_DIR", "DURABILITY", "PORT", "HOST"):
+    os.environ.pop(_name, None)
+
+
+@pytest.fixture(scope="session")
+def public_dir() -> Iterator[Path]:
+    """A directory any account may enter: PostgreSQL does not run as root, pytest's are root's."""
+    path = Path(tempfile.mkdtemp(prefix="itemstore-tests-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def server(public_dir: Path) -> Iterator[Callable[[int], str]]:
+    """The DSN of a running server of a major version, started when first asked for."""
+    running: dict[int, tuple[EmbeddedPostgres, str]] = {}
+
+    def start(major: int) -> str:
+        if major not in _FOUND:
+            pytest.skip(f"PostgreSQL {major} is not installed")
+        if major not in running:
+            data_dir = public_dir / f"pg{major}"
+            embedded = EmbeddedPostgres(
+                data_dir, binaries=_FOUND[major].bin, parameters=_FAST
+            )
+            running[major] = embedded, embedded.start()
+        return running[major][1]
+
+    yield start
+    for embedded, _ in running.values():
+        embedded.stop()
+
+
+_numbers = itertools.count(1)
+
+
+def make_database(server_dsn: str) -> str:
+    """A new empty database; its DSN."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
+
+
+@pytest.fixture
+def dsn(server: Callable[[int], str]) -> str:
+    """An empty database on the newest server there is."""
+    return make_database(server(max(_FOUND)))
+
+
+@pytest.fixture(params=MAJORS_WANTED, ids=lambda major: f"pg{major}")
+def each_dsn(request: pytest.FixtureRequest, server: Callable[[int], str]) -> str:
+    """An empty database on each major version in turn."""
+    return make_database(server(request.param))
+
+
+@pytest.fixture
+async def open_store(dsn: str) -> AsyncIterator[Callable[..., object]]:
+    """Opens stores over the test's database; closes what the test left open.
+
+    ``await open_store(durability=..., skip_items_preload=...)``: options by name.
+    """
+    async with AsyncExitStack() as stack:
+
+        async def open_one(**options: object) -> ItemStore:
+            return await stack.enter_async_context(
+                ItemStore.open(dsn, Options(**options))  # type: ignore[arg-type]
+            )
+
+        yield open_one
+
+
+@pytest.fixture
+async def store(open_store: Callable[..., object]) -> ItemStore:
+    """A running store over an empty database."""
+    return await open_store()  # type: ignore[misc,no-any-return]
