@@ -14,8 +14,8 @@ import psycopg
 import pytest
 
 from itemstore.options import Options
-from itemstore.store import ItemStore
 from itemstore.storage.embedded import EmbeddedPostgres, find_installations
+from itemstore.store import ItemStore
 
 MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one
 _FOUND = {installation.major: installation for installation in reversed(find_installations())}
@@ -46,9 +46,7 @@ def server(public_dir: Path) -> Iterator[Callable[[int], str]]:
             pytest.skip(f"PostgreSQL {major} is not installed")
         if major not in running:
             data_dir = public_dir / f"pg{major}"
-            embedded = EmbeddedPostgres(
-                data_dir, binaries=_FOUND[major].bin, parameters=_FAST
-            )
+            embedded = EmbeddedPostgres(data_dir, binaries=_FOUND[major].bin, parameters=_FAST)
             running[major] = embedded, embedded.start()
         return running[major][1]
 
