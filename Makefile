@@ -57,7 +57,7 @@ debian:
 	else echo "Some tests are skipped. To run them, as root: apt-get install $$missing"; fi
 
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
-    --no-emit-index-url --no-header pyproject.toml
+    --no-emit-index-url --custom-compile-command 'make requirements' pyproject.toml
 
 requirements: $(VENV)/dev.installed  ## renew the pinned versions
 	$(COMPILE) --upgrade -o requirements.txt

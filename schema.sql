@@ -54,6 +54,79 @@ COMMENT ON COLUMN quarantine.created_at IS 'The item''s created_at.';
 COMMENT ON COLUMN quarantine.error      IS 'What PostgreSQL said.';
 COMMENT ON COLUMN quarantine.at         IS 'When it was put here.';
 
+-- Rows changed by another hand than the store's ----------------------------------------------------
+--
+-- You may INSERT, UPDATE, DELETE and TRUNCATE items in psql. Triggers give such a change a version and
+-- note it here, and the running store takes it over within a second. The store's own statements are
+-- told apart by what they always do: an UPDATE changes the version, an INSERT brings one, a DELETE
+-- comes with a tombstone.
+
+CREATE TABLE IF NOT EXISTS foreign_changes (
+    seq     bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id      text COLLATE "C" NOT NULL,
+    version bigint NOT NULL
+);
+
+COMMENT ON TABLE  foreign_changes         IS 'Items changed by another hand, until the store has taken the change over.';
+COMMENT ON COLUMN foreign_changes.seq     IS 'The order in which they are taken over.';
+COMMENT ON COLUMN foreign_changes.id      IS 'The item; the empty string for a TRUNCATE, which means all items older than the version.';
+COMMENT ON COLUMN foreign_changes.version IS 'The version the change was given.';
+
+CREATE OR REPLACE FUNCTION itemstore_version(previous bigint) RETURNS bigint
+    LANGUAGE sql VOLATILE AS $$
+    SELECT greatest(previous + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+$$;
+
+CREATE OR REPLACE FUNCTION itemstore_foreign_row() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.version    := itemstore_version(CASE TG_OP WHEN 'UPDATE' THEN OLD.version ELSE 0 END);
+    NEW.updated_at := timestamptz 'epoch' + NEW.version * interval '1 microsecond';
+    NEW.created_at := coalesce(NEW.created_at, NEW.updated_at);
+    IF TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN
+        INSERT INTO tombstones (id, version, deleted_at) VALUES (OLD.id, NEW.version, NEW.updated_at)
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted_at = excluded.deleted_at;
+        INSERT INTO foreign_changes (id, version) VALUES (OLD.id, NEW.version);
+    END IF;
+    DELETE FROM tombstones WHERE id = NEW.id;
+    INSERT INTO foreign_changes (id, version) VALUES (NEW.id, NEW.version);
+    NOTIFY itemstore_foreign_changes;
+    RETURN NEW;
+END $$;
+
+CREATE OR REPLACE FUNCTION itemstore_foreign_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    WITH foreign_rows AS (
+        SELECT id, itemstore_version(version) AS version FROM gone
+         WHERE NOT EXISTS (SELECT FROM tombstones t WHERE t.id = gone.id AND t.version > gone.version)
+    ), buried AS (
+        INSERT INTO tombstones (id, version, deleted_at)
+        SELECT id, version, timestamptz 'epoch' + version * interval '1 microsecond' FROM foreign_rows
+            ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted_at = excluded.deleted_at
+    )
+    INSERT INTO foreign_changes (id, version) SELECT id, version FROM foreign_rows;
+    IF FOUND THEN
+        NOTIFY itemstore_foreign_changes;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE FUNCTION itemstore_foreign_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO foreign_changes (id, version)
+        SELECT '', itemstore_version(coalesce(max(version), 0)) FROM items;
+    NOTIFY itemstore_foreign_changes;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER itemstore_foreign_insert BEFORE INSERT ON items
+    FOR EACH ROW WHEN (NEW.version IS NULL) EXECUTE FUNCTION itemstore_foreign_row();
+CREATE OR REPLACE TRIGGER itemstore_foreign_update BEFORE UPDATE ON items
+    FOR EACH ROW WHEN (NEW.version = OLD.version) EXECUTE FUNCTION itemstore_foreign_row();
+CREATE OR REPLACE TRIGGER itemstore_foreign_delete AFTER DELETE ON items
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION itemstore_foreign_delete();
+CREATE OR REPLACE TRIGGER itemstore_foreign_truncate BEFORE TRUNCATE ON items
+    FOR EACH STATEMENT EXECUTE FUNCTION itemstore_foreign_truncate();
+
 CREATE TABLE IF NOT EXISTS id_blocks (
     one  boolean PRIMARY KEY DEFAULT true CHECK (one),
     next bigint  NOT NULL DEFAULT 0,

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from itemstore.core.queue import WriteQueue
@@ -19,6 +21,8 @@ WAITING_MAX: Final = 10_000  # writers
 
 
 class Admission:
+    """The queue's door: one waiting line, first come, first served."""
+
     def __init__(self, queue: WriteQueue, options: Options) -> None:
         self._queue = queue
         self._items_max = options.queue_items_max
@@ -35,27 +39,43 @@ class Admission:
             return
         if self._is_full() or len(self._waiting) >= WAITING_MAX:
             raise self._overloaded()
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
         try:
             async with asyncio.timeout(self._wait_s):
-                await turn
+                await self._turn(self._waiting.append)
+                while self._room() <= 0:  # others were quicker: first in line again
+                    await self._turn(self._waiting.appendleft)
         except TimeoutError:
             raise self._overloaded() from None
         finally:
-            if not turn.done() or turn.cancelled():
-                self._waiting.remove(turn)
+            # Whoever had a turn may leave room, or the turn itself, unused: it is the next one's.
+            asyncio.get_running_loop().call_soon(self.let_in)
+
+    async def _turn(self, line_up: Callable[[asyncio.Future[None]], None]) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        line_up(turn)
+        try:
+            await turn
+        finally:
+            if turn.cancelled():
+                with suppress(ValueError):  # let_in may have met it first
+                    self._waiting.remove(turn)
 
     def let_in(self) -> None:
-        """Some changes left the queue: as many writers as there is room for take their turn."""
-        room = self._room()
-        while self._waiting and room > 0:
-            self._waiting.popleft().set_result(None)
-            room -= 1
+        """The first in line takes its turn if there is room; when it has, the next. Never raises.
+
+        Only one at a time: how many bytes its change takes is not known before.
+        """
+        while self._waiting and self._room() > 0:
+            turn = self._waiting.popleft()
+            if not turn.done():  # else its writer has just given up
+                turn.set_result(None)
+                return
 
     def close(self, reason: ItemStoreError) -> None:
         while self._waiting:
-            self._waiting.popleft().set_exception(reason)
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_exception(reason)
 
     def _room(self) -> int:
         if self._queue.bytes_used >= self._bytes_soft:

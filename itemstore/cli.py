@@ -23,6 +23,7 @@ _ServerUrl = Annotated[
 
 
 def main() -> None:
+    """The command ``itemstore``."""
     app()
 
 

@@ -39,6 +39,8 @@ PROGRESS_INTERVAL_S: Final = 2.0
 
 
 class Loader:
+    """Fills the cache: by ``preload`` all of it, by ``load`` what somebody waits for."""
+
     def __init__(
         self,
         cache: Cache,
@@ -93,8 +95,12 @@ class Loader:
         self._loading.update(batch)
         task = asyncio.get_running_loop().create_task(self._fetch(batch))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._fetched)
         self._schedule()
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._schedule()  # what waited for its place
 
     async def _fetch(self, batch: dict[str, asyncio.Future[None]]) -> None:
         load = self._cache.begin_load()
@@ -103,7 +109,8 @@ class Loader:
         try:
             rows = await self._storage.load(list(batch))
             self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
-            self._cache.note_absent(load, batch.keys() - {row[0] for row in rows})
+            found = {row[0] for row in rows}
+            self._cache.note_absent(load, [item_id for item_id in batch if item_id not in found])
         except StorageError as error:
             failure = DatabaseUnavailable(
                 f"The item is not in memory and PostgreSQL does not answer ({error}). Repeat later."
@@ -115,7 +122,6 @@ class Loader:
             for item_id, future in batch.items():
                 del self._loading[item_id]
                 _resolve(future, failure)
-            asyncio.get_running_loop().call_soon(self._schedule)
 
     async def preload(self, estimate: int) -> None:
         """Fills the cache page by page, by id, and then calls it hydrated.
@@ -171,7 +177,8 @@ class Loader:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for future in self._wanted.values():
+        # Also of a task that was cancelled before its first step, and so never ran at all.
+        for future in (*self._loading.values(), *self._wanted.values()):
             _resolve(future, DatabaseUnavailable("The store is closing."))
 
 

@@ -85,10 +85,10 @@ def server_logger(
     stream = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LineWriter(stream, is_console=is_console)
-    render: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
+    render: list[Any] = (
+        [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
         if is_console
-        else structlog.processors.JSONRenderer(serializer=_dumps)
+        else [structlog.processors.JSONRenderer(serializer=_dumps)]
     )
     logger: FilteringBoundLogger = structlog.wrap_logger(
         writer,
@@ -96,7 +96,7 @@ def server_logger(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
-            render,
+            *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=True,

@@ -33,6 +33,7 @@ def limit_bytes() -> int:
 
 
 def default_cache_bytes() -> int:
+    """What the cache may take unless somebody says otherwise."""
     return int(limit_bytes() * CACHE_SHARE)
 
 

@@ -159,6 +159,12 @@ METRICS = (
         lambda s: len(s.queue.parked),
     ),
     Metric(
+        "itemstore_foreign_changes_total",
+        "counter",
+        "Rows changed by another hand than the store's and taken over.",
+        lambda s: s.watcher.taken_over,
+    ),
+    Metric(
         "itemstore_memory_resident_bytes",
         "gauge",
         "Memory of this process (RSS).",
@@ -174,6 +180,7 @@ METRICS = (
 
 
 def read(store: ItemStore) -> Iterator[tuple[Metric, float]]:
+    """Every metric that has a value now, with it."""
     for metric in METRICS:
         value = metric.read(store)
         if value is not None:

@@ -40,6 +40,8 @@ Sleep = Callable[[float], Awaitable[None]]
 
 
 class Persister:
+    """Writes batch after batch; ``run`` is its life, the counters what it has done."""
+
     def __init__(
         self,
         queue: WriteQueue,
@@ -145,9 +147,7 @@ class Persister:
 
     def _note_commit(self, part: list[Change], started: float) -> None:
         now = self._monotonic()
-        if self.failing_since is not None:
-            self._log.warning("database_back", away_s=round(now - self.failing_since, 3))
-        self.failing_since = self.failure = None
+        self._note_answer(now)
         self.last_commit_at = now
         self.last_batch_s = now - started
         self.batches += 1
@@ -163,6 +163,11 @@ class Persister:
         self._queue.settle(part)
         self._on_settled(part)
 
+    def _note_answer(self, now: float) -> None:
+        if self.failing_since is not None:
+            self._log.warning("database_back", away_s=round(now - self.failing_since, 3))
+        self.failing_since = self.failure = None
+
     async def _park(self, change: Change, refusal: StorageRefused) -> None:
         """Into quarantine: first on disk, then in the queue's books."""
         attempt = 0
@@ -176,6 +181,7 @@ class Persister:
                 attempt += 1
             else:
                 break
+        self._note_answer(self._monotonic())  # else, with nothing left to commit, nobody would
         self.quarantined += 1
         self._log.error(
             "quarantined",

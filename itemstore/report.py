@@ -19,7 +19,7 @@ from itemstore.database import database
 from itemstore.errors import StartupError
 from itemstore.settings import SECRET, Settings, table
 from itemstore.storage import StorageError
-from itemstore.storage.postgres import SCHEMA_VERSION, Postgres
+from itemstore.storage.postgres import CONNECTIONS_MAX, SCHEMA_VERSION, Postgres
 
 _STATS_TIMEOUT_S = 5.0
 _MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
@@ -77,20 +77,7 @@ def _settings_found() -> Finding:
 def _platform(settings: Settings) -> list[Finding]:
     if settings.railway_environment_name is None:
         return []
-    found = []
-    draining = settings.railway_deployment_draining_seconds or 0
-    if draining <= settings.shutdown_timeout:
-        found.append(
-            Finding(
-                "fail" if draining == 0 else "warn",
-                f"Railway kills this process {draining} s after SIGTERM; emptying the write queue "
-                f"may take SHUTDOWN_TIMEOUT, {settings.shutdown_timeout:g} s",
-                "set the service variable RAILWAY_DEPLOYMENT_DRAINING_SECONDS to "
-                f"{int(settings.shutdown_timeout) + 5} or more",
-            )
-        )
-    else:
-        found.append(Finding("ok", f"Railway's drain time: {draining} s"))
+    found = [_draining(settings)]
     if settings.database_url is None:
         found.append(
             Finding(
@@ -100,6 +87,21 @@ def _platform(settings: Settings) -> list[Finding]:
             )
         )
     return found
+
+
+def _draining(settings: Settings) -> Finding:
+    """Only the variable is visible from inside; the same in railway.toml is not."""
+    given = settings.railway_deployment_draining_seconds or ""
+    draining_s = int(given) if given.isdecimal() else 0
+    if draining_s > settings.shutdown_timeout:
+        return Finding("ok", f"Railway's drain time: {draining_s} s")
+    return Finding(
+        "warn",
+        f"Railway's drain time is {given or 'not set, which means 0'} s as far as this process can "
+        f"see; emptying the write queue may take SHUTDOWN_TIMEOUT, {settings.shutdown_timeout:g} s",
+        "set the service variable RAILWAY_DEPLOYMENT_DRAINING_SECONDS to a number of "
+        f"{int(settings.shutdown_timeout) + 5} or more",
+    )
 
 
 async def _database(dsn: str, settings: Settings) -> AsyncIterator[Finding]:
@@ -150,11 +152,12 @@ def _server_settings(server: dict[str, Any]) -> list[Finding]:
         else:
             found.append(Finding("ok", f"{name} is {server[name]}"))
     used, most = server["connections"], server["max_connections"]
-    crowded = used + 12 > most  # two instances during a deploy, six connections each
+    crowded = used + 2 * CONNECTIONS_MAX > most  # two instances run during a deploy
     found.append(
         Finding(
             "warn" if crowded else "ok",
-            f"{used} of {most} connections in use; an instance takes up to 6, two run in a deploy",
+            f"{used} of {most} connections in use; an instance takes up to {CONNECTIONS_MAX}, and "
+            "two run in a deploy",
             "raise max_connections or close other clients" if crowded else "",
         )
     )

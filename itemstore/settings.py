@@ -147,7 +147,7 @@ class Settings(BaseSettings):
 
     # What Railway says about itself; not settings of ours.
     railway_volume_mount_path: Path | None = Field(default=None, exclude=True)
-    railway_deployment_draining_seconds: int | None = Field(default=None, exclude=True)
+    railway_deployment_draining_seconds: str | None = Field(default=None, exclude=True)
     railway_environment_name: str | None = Field(default=None, exclude=True)
 
     @property
@@ -188,12 +188,20 @@ def load(environment: Mapping[str, str] | None = None) -> Settings:
     """
     try:
         if environment is None:
-            return Settings()
+            return _checked(Settings())
         given = {name.lower(): value for name, value in environment.items() if value}
         known = {name: given[name] for name in Settings.model_fields if name in given}
-        return Settings.model_validate(known)
+        return _checked(Settings.model_validate(known))
     except ValidationError as error:
         raise StartupError("\n".join(_complaint(each) for each in error.errors())) from None
+
+
+def _checked(settings: Settings) -> Settings:
+    if settings.database_unpooled_url and not settings.database_url:
+        raise StartupError(
+            "DATABASE_UNPOOLED_URL is set without DATABASE_URL: set both, or neither."
+        )
+    return settings
 
 
 def _complaint(error: Any) -> str:

@@ -8,6 +8,7 @@ queue, an item that is not cached) or after it (the durability asked for).
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -43,6 +44,7 @@ from itemstore.log import library_logger
 from itemstore.options import Durability, Options, Preload
 from itemstore.persister import Persister
 from itemstore.storage import Found, ListQuery, Storage, StorageAway, StorageError
+from itemstore.watcher import Watcher
 
 ID_BLOCK: Final = 1_024  # generated ids leased at a time
 ID_LOW: Final = ID_BLOCK // 2  # when the next block is leased, in the background
@@ -84,6 +86,7 @@ class ItemStore:
         log: FilteringBoundLogger | None = None,
         now_us: Callable[[], int] = _now_us,
         monotonic: Callable[[], float] = time.monotonic,
+        chance: random.Random | None = None,
     ) -> None:
         self.options = options or Options()
         self.log = log or library_logger()
@@ -98,8 +101,12 @@ class ItemStore:
             on_settled=self._on_settled,
             now_us=now_us,
             monotonic=monotonic,
+            chance=chance,
         )
-        self.loader = Loader(self.cache, self.queue, storage, self.log, monotonic=monotonic)
+        self.loader = Loader(
+            self.cache, self.queue, storage, self.log, monotonic=monotonic, chance=chance
+        )
+        self.watcher = Watcher(self.cache, self.queue, storage, self.log, on_version=self._saw)
         self._storage = storage
         self._now_us = now_us
         self._monotonic = monotonic
@@ -108,6 +115,7 @@ class ItemStore:
         self._refilling: asyncio.Task[None] | None = None
         self._persisting: asyncio.Task[None] | None = None
         self._preloading: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._closed_by: type[Starting | Stopping] | None = Starting
 
     # --- opening and closing
@@ -160,6 +168,7 @@ class ItemStore:
         self._version = max(found.newest_version, self._now_us())
         self._restore(found.parked)
         self._persisting = asyncio.create_task(self.persister.run(), name="persister")
+        self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
         if self._should_preload(found):
             self._preloading = asyncio.create_task(
                 self.loader.preload(found.items_estimate), name="preload"
@@ -208,13 +217,13 @@ class ItemStore:
         limit_s = self.options.shutdown_timeout_s if time_limit_s is None else time_limit_s
         self._closed_by = Stopping
         self.admission.close(Stopping("The store is closing; nothing was changed."))
-        await _end(self._preloading, self._refilling)
+        await _end(self._preloading, self._refilling, self._watching)
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
             await asyncio.wait([self._persisting], timeout=max(0.0, limit_s))
             await _end(self._persisting)
-        left = sorted(self.queue.pending_ids() - self.queue.parked.keys())
+        left = sorted(self.queue.dirty_ids())
         await self._storage.close()
         return left
 
@@ -269,7 +278,7 @@ class ItemStore:
             rows, number = await self._storage.select(query)
         except StorageError as error:
             raise DatabaseUnavailable(
-                f"A list needs PostgreSQL, which does not answer ({error}). Repeat later."
+                f"A list needs PostgreSQL, which cannot be read now: {error}. Repeat later."
             ) from error
         return listing.page(rows, limit=limit, order=order, prefix=prefix, count=number)
 
@@ -380,12 +389,15 @@ class ItemStore:
         operation and no other. Their commits are waited for together.
         """
         level = self.level(durability)
-        unknown = {op.id for op in operations if op.id and self._known(op.id) is UNKNOWN}
+        unknown = dict.fromkeys(
+            op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
+        )
         # What cannot be loaded is found out again, and told, by the operation that needs it.
         await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
         begun = [await _outcome(self._begin(operation, level)) for operation in operations]
+        deadline = asyncio.get_running_loop().time() + self.options.commit_timeout_s
         return [
-            await _outcome(self._finish(each)) if isinstance(each, _Accepted) else each
+            await _outcome(self._finish(each, deadline)) if isinstance(each, _Accepted) else each
             for each in begun
         ]
 
@@ -459,12 +471,14 @@ class ItemStore:
         self.persister.wake()
         return _Accepted(change, done)
 
-    async def _acknowledge(self, accepted: _Accepted) -> None:
-        """Returns when the write is as durable as was asked."""
+    async def _acknowledge(self, accepted: _Accepted, deadline: float | None = None) -> None:
+        """Returns when the write is as durable as was asked; waits no longer than ``deadline``."""
         if accepted.done is None:
             return
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self.options.commit_timeout_s
         try:
-            async with asyncio.timeout(self.options.commit_timeout_s):
+            async with asyncio.timeout_at(deadline):
                 await accepted.done
         except TimeoutError:
             raise CommitUnconfirmed(
@@ -481,17 +495,18 @@ class ItemStore:
             raise ItemNotFound(f"There is no item {operation.id!r}.")
         return item
 
-    async def _finish(self, accepted: _Accepted) -> Item | None:
-        await self._acknowledge(accepted)
+    async def _finish(self, accepted: _Accepted, deadline: float) -> Item | None:
+        await self._acknowledge(accepted, deadline)
         return None if accepted.change.deleted else _item(accepted.change)
 
     # --- generated ids
 
     async def _refill_ids(self) -> None:
-        if self._refilling is None or self._refilling.done():
-            self._refilling = asyncio.create_task(self._lease_ids(), name="lease_ids")
+        refilling = self._refilling_ids()
+        await asyncio.wait([refilling])  # goes on if whoever waits gives up
+        self._check_open()  # closing has cancelled it
         try:
-            await asyncio.shield(self._refilling)
+            refilling.result()
         except StorageError as error:
             raise DatabaseUnavailable(
                 f"A generated id needs PostgreSQL, which does not answer ({error}). "
@@ -499,9 +514,14 @@ class ItemStore:
             ) from error
 
     def _refill_ids_if_low(self) -> None:
-        if 0 < len(self._ids) < ID_LOW and (self._refilling is None or self._refilling.done()):
+        if 0 < len(self._ids) < ID_LOW:
+            self._refilling_ids()  # if it fails, who needs one will ask again
+
+    def _refilling_ids(self) -> asyncio.Task[None]:
+        if self._refilling is None or self._refilling.done():
             self._refilling = asyncio.create_task(self._lease_ids(), name="lease_ids")
-            self._refilling.add_done_callback(_ignore_storage_error)  # who needs one will ask again
+            self._refilling.add_done_callback(_ignore_storage_error)
+        return self._refilling
 
     async def _lease_ids(self) -> None:
         """The ids PostgreSQL has items for are left out, and so are those written since."""
@@ -536,6 +556,10 @@ class ItemStore:
                 f"{meanwhile}. Repeat later."
             )
 
+    def _saw(self, version: int) -> None:
+        """Another hand gave out this version: the clock goes on after it."""
+        self._version = max(self._version, version)
+
     def _on_settled(self, changes: Sequence[Change]) -> None:
         """Loads under way may have read these items as they were before."""
         self.cache.touch(change.id for change in changes)
@@ -560,6 +584,7 @@ def _settle(future: asyncio.Future[None], failure: Exception | None) -> None:
         future.set_result(None)
     else:
         future.set_exception(failure)
+        future.exception()  # its writer may be gone: that is no news
 
 
 def _ignore_storage_error(task: asyncio.Task[None]) -> None:

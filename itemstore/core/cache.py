@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Container, Iterable
 from typing import Final
 
+from itemstore.core.item import version_of
+
 ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
 ENTRY_OVERHEAD_BYTES: Final = (
     160  # dict slot, key object and bytes object, measured on CPython 3.11
@@ -25,10 +27,12 @@ Row = tuple[str, bytes]
 class Load:
     """A read of PostgreSQL that is under way: remembers what changed since it began."""
 
-    __slots__ = ("touched",)
+    __slots__ = ("floor", "touched")
 
     def __init__(self) -> None:
         self.touched: set[str] = set()
+        #: Items older than this were truncated since.
+        self.floor = 0
 
 
 class Cache:
@@ -80,6 +84,18 @@ class Cache:
             for load in self._loads:
                 load.touched.update(item_ids)
 
+    def truncate(self, version: int, keep: Container[str]) -> None:
+        """Every item older than the version is gone, but for those to ``keep``."""
+        old = [
+            item_id
+            for item_id, entry in self.entries.items()
+            if version_of(entry) < version and item_id not in keep
+        ]
+        for item_id in old:
+            self.remove(item_id)
+        for load in self._loads:
+            load.floor = version
+
     def begin_load(self) -> Load:
         """To be called before the query is sent."""
         load = Load()
@@ -98,6 +114,8 @@ class Cache:
         """
         entries, touched = self.entries, load.touched
         before, size = len(entries), 0
+        if load.floor:
+            rows = [row for row in rows if version_of(row[1]) >= load.floor]
         for item_id, entry in rows:
             if item_id in entries or item_id in touched or item_id in pending:
                 continue

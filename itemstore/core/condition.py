@@ -12,8 +12,10 @@ from typing import Final
 from itemstore.core.item import version_of
 from itemstore.errors import InvalidETag, PreconditionFailed
 
-_TAG: Final = re.compile(r'\s*(W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
-_VERSION_DIGITS_MAX: Final = 19
+#: With the comma after it, and any empty elements of the list around it (section 5.6.1.2). Bytes
+#: beyond ASCII come here decoded, as any character.
+_TAG: Final = re.compile(r'[ \t,]*(W/)?"([^\x00-\x20"\x7f]*)"[ \t]*(?:,[ \t,]*|$)')
+_VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,7 @@ ALWAYS: Final = Condition()
 
 
 def etag(version: int) -> str:
+    """The entity tag of a version, as a header carries it."""
     return f'"{version}"'
 
 
@@ -104,7 +107,7 @@ def _parse(header: str, value: str) -> _Tags:
             )
         position = match.end()
         # A tag this store did not give is valid but names no version: it never matches.
-        if match[2].isascii() and match[2].isdigit() and len(match[2]) <= _VERSION_DIGITS_MAX:
+        if _VERSION.fullmatch(match[2]):
             (weak if match[1] else strong).add(int(match[2]))
     if not value.strip():
         raise InvalidETag(f"{header} is empty; leave it out, or name an entity tag.")

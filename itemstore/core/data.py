@@ -25,7 +25,7 @@ STRUCTURE_MAX: Final = 100_000  # brackets and commas: keeps one parse under abo
 INT_MIN: Final = -(2**63)
 INT_MAX: Final = 2**63 - 1
 
-#: Only JSON's own types; orjson would turn dates, UUIDs and dataclasses into strings unasked.
+#: Only JSON's own types; orjson would turn dates and dataclasses into something else unasked.
 _STRICT: Final = (
     orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
@@ -36,6 +36,7 @@ _LONG_NUMBER: Final = re.compile(rb"[0-9][0-9.]{15}|[eE][+-]?[0-9]{3}")
 
 _KINDS: Final = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 _CONTAINERS: Final = (dict, list)
+_TYPES: Final = frozenset({dict, list, str, int, float, bool, type(None)})
 
 
 def loads(raw: bytes, *, wrapping: int = 1) -> Any:
@@ -69,13 +70,13 @@ def encode(data: Mapping[str, Any] | Encoded) -> Encoded:
     if type(data) is Encoded:
         return data
     text = _dumps(data)
-    if b"null" in text:  # what orjson writes for NaN and the infinities
+    if orjson.loads(text) != data:  # NaN, tuples, UUIDs, enumerations: orjson writes them unasked
         _check_values(data)
     return Encoded(text)
 
 
 def encode_parsed(data: Any) -> Encoded:
-    """The same for a value that ``loads`` returned: no number in it is NaN or infinite."""
+    """The same for a value that ``loads`` returned: nothing in it is foreign to JSON."""
     return Encoded(_dumps(data))
 
 
@@ -105,7 +106,7 @@ def decode(text: bytes) -> dict[str, Any]:
     try:
         check_numbers(text)
         value = orjson.loads(text)
-    except (orjson.JSONDecodeError, InvalidData):
+    except (ValueError, RecursionError, InvalidData):  # no JSON, too deep, or a number too long
         value = None
     if type(value) is not dict:
         raise InvalidData(
@@ -186,6 +187,8 @@ def _check_values(data: Any) -> None:
                 )
         elif type(value) is float and not math.isfinite(value):
             raise InvalidData("JSON has no NaN and no infinity.", pointer=place())
+        elif type(value) not in _TYPES:
+            raise InvalidData(f"JSON has no {type(value).__name__}.", pointer=place())
 
 
 def _check_depth(value: Any, depth_max: int) -> None:

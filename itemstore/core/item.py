@@ -33,6 +33,7 @@ def pack(version: int, created_us: int, data: bytes) -> bytes:
 
 
 def version_of(entry: bytes) -> int:
+    """A packed entry's version: microseconds since 1970."""
     return int.from_bytes(entry[:8], "big", signed=True)
 
 
@@ -42,6 +43,7 @@ def created_us_of(entry: bytes) -> int:
 
 
 def data_of(entry: bytes) -> bytes:
+    """A packed entry's JSON text."""
     return entry[HEADER_BYTES:]
 
 

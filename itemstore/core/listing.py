@@ -78,6 +78,7 @@ def check_order(order: str) -> tuple[str, bool]:
 
 
 def check_limit(limit: int) -> int:
+    """The limit itself. Raises InvalidParameter unless it is 1 to 1,000 items."""
     if not 1 <= limit <= LIMIT_MAX:
         raise InvalidParameter(f"limit is a number from 1 to {LIMIT_MAX}, not {limit}.")
     return limit

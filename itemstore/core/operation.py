@@ -13,7 +13,7 @@ from typing import Any
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded, decode, encode, merge_patch
 from itemstore.core.item import check_id, data_of, version_of
-from itemstore.errors import InvalidItem, ItemExists, ItemNotFound
+from itemstore.errors import InvalidData, InvalidItem, ItemExists, ItemNotFound
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +72,16 @@ class Patch:
     def decide(self, old: bytes | None) -> Encoded:
         entry = _existing(self.id, old)
         self.when.check(entry)
-        return encode(merge_patch(decode(data_of(entry)), self.patch))
+        try:
+            return encode(merge_patch(decode(data_of(entry)), self.patch))
+        except RecursionError:
+            raise InvalidData("The patch is nested too deeply.", pointer="/data") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Delete:
+    """Deletes the item."""
+
     id: str
     when: Condition = ALWAYS
 

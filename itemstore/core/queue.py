@@ -65,6 +65,8 @@ class Change:
 
 
 class WriteQueue:
+    """The dirty items, coalesced an id, in the order in which they became dirty."""
+
     def __init__(self) -> None:
         self._queued: dict[str, Change] = {}
         self._in_flight: dict[str, Change] = {}
@@ -98,6 +100,9 @@ class WriteQueue:
         return (
             self._queued.get(item_id) or self._in_flight.get(item_id) or self._parked.get(item_id)
         )
+
+    def dirty_ids(self) -> frozenset[str]:
+        return frozenset(self._queued.keys() | self._in_flight.keys())
 
     def pending_ids(self) -> frozenset[str]:
         """The ids whose newest state is not in PostgreSQL."""

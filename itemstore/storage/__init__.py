@@ -62,6 +62,24 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
+class ForeignChange:
+    """A row that another hand than the store's has changed."""
+
+    seq: int
+    id: str  #: empty for a TRUNCATE: every item older than the version is gone
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What PostgreSQL holds of an id: the packed entry, or None and the version of its deletion."""
+
+    id: str
+    entry: bytes | None
+    version: int  #: 0 if nothing is known of it
+
+
+@dataclass(frozen=True, slots=True)
 class ListQuery:
     """One page of a list. ``order`` is one of ``LIST_ORDERS``; ``after`` the last page's end."""
 
@@ -113,3 +131,15 @@ class Storage(Protocol):
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
         """A block of numbers nobody else gets, and which of its ids exist as items already."""
+
+    async def foreign_changes(self) -> list[ForeignChange]:
+        """The oldest changes by other hands that were not forgotten yet."""
+
+    async def states(self, ids: Sequence[str]) -> list[State]:
+        """The newest state of each of the ids."""
+
+    async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
+        """These are taken over."""
+
+    async def await_foreign_changes(self, time_limit_s: float) -> None:
+        """Returns when there may be new ones, or after the time limit."""

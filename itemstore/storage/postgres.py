@@ -25,8 +25,10 @@ from itemstore.core.ids import IdBlock
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import (
+    ForeignChange,
     Found,
     ListQuery,
+    State,
     StorageAway,
     StorageBroken,
     StorageError,
@@ -41,6 +43,7 @@ CONNECT_TIMEOUT_S: Final = 5
 WRITE_TIMEOUT_S: Final = 30.0
 READ_TIMEOUT_S: Final = 10.0
 POOL_MAX: Final = 4
+CONNECTIONS_MAX: Final = POOL_MAX + 3  # and the writer, the preload and the listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
 LOST_SESSION_WAIT_MS: Final = 5_000
@@ -98,13 +101,17 @@ SELECT %(id)s, %(version)s, %(data)s, {_time("%(created)s::bigint")}, %(error)s
 
 RELEASE: Final = "DELETE FROM quarantine WHERE id = ANY(%(ids)s::text[])"
 
-#: Not those that a newer write has overtaken.
+#: What a crash kept from being released. At the next start, and not later: once the tombstone that
+#: tells is purged, a deleted item would come back from quarantine.
+RELEASE_OVERTAKEN: Final = """
+DELETE FROM quarantine q
+ WHERE EXISTS (SELECT FROM items i WHERE i.id = q.id AND i.version > q.version)
+    OR EXISTS (SELECT FROM tombstones t WHERE t.id = q.id AND t.version > q.version)
+"""
+
 PARKED: Final = """
 SELECT id, version, data, (extract(epoch FROM created_at) * 1000000)::bigint
-  FROM quarantine q
- WHERE NOT EXISTS (SELECT FROM items i WHERE i.id = q.id AND i.version > q.version)
-   AND NOT EXISTS (SELECT FROM tombstones t WHERE t.id = q.id AND t.version > q.version)
- ORDER BY version
+  FROM quarantine ORDER BY version
 """
 
 PURGE: Final = """
@@ -161,6 +168,25 @@ UPDATE id_blocks SET next = next + %(count)s RETURNING next - %(count)s, key
 """
 
 EXISTING: Final = "SELECT id FROM items WHERE id = ANY(%(ids)s::text[])"
+
+FOREIGN_CHANGES: Final = """
+SELECT seq, id, version FROM foreign_changes ORDER BY seq LIMIT 1000
+"""
+
+#: The newest state of each id: a live row's entry, or what is known of its deletion.
+STATES: Final = """
+SELECT asked.id,
+       CASE WHEN i.id IS NOT NULL
+            THEN int8send(i.version) || timestamptz_send(i.created_at) || json_send(i.data) END,
+       greatest(i.version, t.version)
+  FROM unnest(%(ids)s::text[]) AS asked (id)
+  LEFT JOIN items i ON i.id = asked.id
+  LEFT JOIN tombstones t ON t.id = asked.id
+"""
+
+FORGET_FOREIGN_CHANGES: Final = "DELETE FROM foreign_changes WHERE seq = ANY(%(seqs)s::bigint[])"
+
+LISTEN: Final = "LISTEN itemstore_foreign_changes"
 
 INSTALLED: Final = """
 SELECT current_setting('server_version_num')::int, current_setting('server_encoding'),
@@ -287,7 +313,9 @@ def conninfo(dsn: str, name: str) -> str:
         "tcp_user_timeout": 10_000,
         "gssencmode": "disable",
     }
-    return make_conninfo("", **{**defaults, **given, "application_name": name})
+    # Rows are packed by the server in the connection's encoding: it must be the one we read.
+    ours = {"application_name": name, "client_encoding": "UTF8"}
+    return make_conninfo("", **{**defaults, **given, **ours})
 
 
 def schema_sql() -> str:
@@ -301,9 +329,10 @@ def schema_sql() -> str:
 class _Session:
     """One connection of its own, opened again after it broke. Used by one task at a time."""
 
-    def __init__(self, dsn: str, name: str) -> None:
+    def __init__(self, dsn: str, name: str, *, on_connect: str = "") -> None:
         self._conninfo = conninfo(dsn, name)
         self._name = name
+        self._on_connect = on_connect
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._was_lost = False
 
@@ -335,6 +364,16 @@ class _Session:
             await self.close()
             raise
 
+    async def notified(self, time_limit_s: float) -> None:
+        """Returns at a notification or after the time limit. Raises StorageError."""
+        try:
+            connection = await self._connected()
+            async for _ in connection.notifies(timeout=time_limit_s, stop_after=1):
+                pass
+        except Exception as error:
+            await self.close()
+            raise classify(error) from error
+
     async def close(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
@@ -348,6 +387,8 @@ class _Session:
             try:
                 if self._was_lost:
                     await self._end_lost_sessions(connection)
+                if self._on_connect:
+                    await connection.execute(self._on_connect.encode())
             except BaseException:
                 await connection.close()
                 raise
@@ -372,6 +413,7 @@ class Postgres:
         direct = direct_dsn or dsn
         self._writer = _Session(direct, f"itemstore writer {instance}")
         self._preloader = _Session(direct, f"itemstore preload {instance}")
+        self._listener = _Session(direct, f"itemstore listener {instance}", on_connect=LISTEN)
         self._pool = AsyncConnectionPool(
             conninfo(dsn, f"itemstore reader {instance}"),
             min_size=1,
@@ -380,7 +422,6 @@ class Postgres:
             timeout=POOL_WAIT_S,
             max_waiting=POOL_WAITING_MAX,
             reconnect_timeout=30.0,
-            check=AsyncConnectionPool.check_connection,
             kwargs={"autocommit": True, "prepare_threshold": None},
         )
 
@@ -388,6 +429,7 @@ class Postgres:
         await self._install()
         [(newest,)] = await self._writer.run(NEWEST_VERSION)
         [(items, size)] = await self._writer.run(ESTIMATE)
+        await self._writer.run(RELEASE_OVERTAKEN)
         parked = await self._writer.run(PARKED)
         await self._pool.open(wait=False)
         return Found(
@@ -415,8 +457,8 @@ class Postgres:
 
     async def close(self) -> None:
         await self._pool.close()
-        await self._preloader.close()
-        await self._writer.close()
+        for session in (self._listener, self._preloader, self._writer):
+            await session.close()
 
     async def write(self, changes: Sequence[Change]) -> None:
         try:
@@ -481,6 +523,20 @@ class Postgres:
         taken = await self._read(EXISTING, {"ids": block.ids()})
         return block, {row[0] for row in taken}
 
+    async def foreign_changes(self) -> list[ForeignChange]:
+        rows = await self._listener.run(FOREIGN_CHANGES)
+        return [ForeignChange(*row) for row in rows]
+
+    async def states(self, ids: Sequence[str]) -> list[State]:
+        rows = await self._listener.run(STATES, {"ids": list(ids)}, binary=True)
+        return [State(item_id, entry, version or 0) for item_id, entry, version in rows]
+
+    async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
+        await self._listener.run(FORGET_FOREIGN_CHANGES, {"seqs": list(seqs)})
+
+    async def await_foreign_changes(self, time_limit_s: float) -> None:
+        await self._listener.notified(time_limit_s)
+
     async def server(self) -> dict[str, Any]:
         """The server's settings that durability rests on, and its connections."""
         [row] = await self._read(SERVER, {})
@@ -496,6 +552,16 @@ class Postgres:
         return dict(zip(names, row, strict=True))
 
     async def _read(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
+        """Once more if it fails: a connection may have died while nobody used it."""
+        try:
+            return await self._read_once(statement, parameters)
+        except StorageSlow:
+            raise
+        except StorageAway:
+            await self._pool.check()
+            return await self._read_once(statement, parameters)
+
+    async def _read_once(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
         async with self._reader() as connection:
             cursor = connection.cursor(binary=True)
             await cursor.execute(statement.encode(), parameters)

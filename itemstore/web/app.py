@@ -9,10 +9,10 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from aiohttp import hdrs, web
+from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
-from itemstore.errors import InternalError, ItemStoreError
+from itemstore.errors import InternalError, ItemStoreError, MalformedRequest
 from itemstore.store import ItemStore
 from itemstore.web import items, problems, requests, system
 from itemstore.web.traffic import Traffic
@@ -24,10 +24,10 @@ ROUTES: Final = (
     ("GET", "/items", items.list_items),
     ("POST", "/items", items.create_item),
     ("POST", "/items:batch", items.batch),
-    ("GET", "/items/{id:.+}", items.get_item),
-    ("PUT", "/items/{id:.+}", items.put_item),
-    ("PATCH", "/items/{id:.+}", items.patch_item),
-    ("DELETE", "/items/{id:.+}", items.delete_item),
+    ("GET", "/items/{id:(?s:.+)}", items.get_item),
+    ("PUT", "/items/{id:(?s:.+)}", items.put_item),
+    ("PATCH", "/items/{id:(?s:.+)}", items.patch_item),
+    ("DELETE", "/items/{id:(?s:.+)}", items.delete_item),
     ("GET", "/livez", system.livez),
     ("GET", "/readyz", system.readyz),
     ("GET", "/stats", system.stats),
@@ -61,10 +61,13 @@ def make_app(store: ItemStore) -> web.Application:
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
     """Invites a body (100 Continue) only if it will be read."""
+    if request.version < HttpVersion11:  # to be ignored there: RFC 9110, section 10.1.1
+        return None
+    started = time.perf_counter()
     error: ItemStoreError | None = None
     try:
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
-            raise web.HTTPExpectationFailed
+            raise MalformedRequest("Expect is 100-continue; leave anything else out.")
         limit = (
             requests.BATCH_BODY_MAX_BYTES
             if request.path == "/items:batch"
@@ -73,12 +76,13 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
         requests.check_length(request, limit)
     except ItemStoreError as refusal:
         error = refusal
-    except web.HTTPException as refusal:
-        error = problems.from_http(refusal, request.method, request.path)
     if error is None:
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         return None
-    return _finish(request, problems.response(error, _id_of(request)), time.perf_counter())
+    request_id = _id_of(request)
+    response = problems.response(error, request_id)
+    response.force_close()  # what comes now could be the body or a request
+    return _finish(request, response, started, request_id)
 
 
 @web.middleware
@@ -106,9 +110,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 
 
 def _finish(
-    request: web.Request, response: web.StreamResponse, started: float, request_id: str = ""
+    request: web.Request, response: web.StreamResponse, started: float, request_id: str
 ) -> web.StreamResponse:
-    response.headers[_REQUEST_ID] = request_id or _id_of(request)
+    response.headers[_REQUEST_ID] = request_id
     response.headers[hdrs.SERVER] = SERVER
     elapsed = time.perf_counter() - started
     resource = request.match_info.route.resource
@@ -121,7 +125,7 @@ def _finish(
         path=request.rel_url.raw_path,
         status=response.status,
         ms=round(elapsed * 1000, 3),
-        request_id=response.headers[_REQUEST_ID],
+        request_id=request_id,
     )
     return response
 

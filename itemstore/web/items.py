@@ -12,7 +12,7 @@ from itemstore.core.condition import etag
 from itemstore.core.item import Item
 from itemstore.core.listing import LIMIT_DEFAULT
 from itemstore.core.operation import Delete, Get, Operation
-from itemstore.errors import InvalidParameter, ItemNotFound, ItemStoreError
+from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
 from itemstore.web import problems, requests
 
@@ -23,6 +23,7 @@ _CACHE_CONTROL: Final = "no-cache"
 
 
 async def get_item(request: web.Request) -> web.Response:
+    """GET and HEAD /items/{id}: 200, 304, 404, 412."""
     item_id = requests.item_id(request)
     requests.query(request, ())
     item = await request.app[STORE].get(item_id)
@@ -37,6 +38,7 @@ async def get_item(request: web.Request) -> web.Response:
 
 
 async def create_item(request: web.Request) -> web.Response:
+    """POST /items: 201, 409."""
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
@@ -45,6 +47,7 @@ async def create_item(request: web.Request) -> web.Response:
 
 
 async def put_item(request: web.Request) -> web.Response:
+    """PUT /items/{id}: 201 for a new item, 200 for a replaced one, 412."""
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
@@ -53,6 +56,7 @@ async def put_item(request: web.Request) -> web.Response:
 
 
 async def patch_item(request: web.Request) -> web.Response:
+    """PATCH /items/{id}, a JSON merge patch: 200, 404, 412."""
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
@@ -61,6 +65,7 @@ async def patch_item(request: web.Request) -> web.Response:
 
 
 async def delete_item(request: web.Request) -> web.Response:
+    """DELETE /items/{id}: 204, 404, 412."""
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level = store.level(requests.durability(request))
@@ -69,18 +74,22 @@ async def delete_item(request: web.Request) -> web.Response:
 
 
 async def list_items(request: web.Request) -> web.Response:
+    """GET /items: a page, exact as of the request."""
     parameters = requests.query(request, LIST_PARAMETERS)
     count = parameters.get("count", "none")
     if count not in {"none", "exact"}:
         raise InvalidParameter(f"count is none or exact, not {count[:40]!r}.")
     limit = parameters.get("limit", str(LIMIT_DEFAULT))
-    page = await request.app[STORE].list(
-        limit=requests.integer("limit", limit),
-        order=parameters.get("order", "created"),
-        cursor=parameters.get("cursor"),
-        prefix=parameters.get("prefix", ""),
-        count=count == "exact",
-    )
+    try:
+        page = await request.app[STORE].list(
+            limit=requests.integer("limit", limit),
+            order=parameters.get("order", "created"),
+            cursor=parameters.get("cursor"),
+            prefix=parameters.get("prefix", ""),
+            count=count == "exact",
+        )
+    except InvalidId as error:
+        raise InvalidParameter(f"No id begins with this prefix. {error.detail}") from None
     body = b'{"items":[%b],"next":%b' % (
         b",".join(item.json() for item in page.items),
         orjson.dumps(page.next),
@@ -97,6 +106,7 @@ LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count
 
 
 async def batch(request: web.Request) -> web.Response:
+    """POST /items:batch: 200 with one result an operation."""
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
@@ -110,8 +120,10 @@ async def batch(request: web.Request) -> web.Response:
         )
     )
     results = [
-        _result(None, each) if isinstance(each, ItemStoreError) else _result(each, next(outcomes))
-        for each in given
+        _result(index, None, each)
+        if isinstance(each, ItemStoreError)
+        else _result(index, each, next(outcomes))
+        for index, each in enumerate(given)
     ]
     return web.Response(
         body=orjson.dumps({"results": results}),
@@ -120,10 +132,14 @@ async def batch(request: web.Request) -> web.Response:
     )
 
 
-def _result(operation: Operation | None, outcome: Item | ItemStoreError | None) -> dict[str, Any]:
+def _result(
+    index: int, operation: Operation | None, outcome: Item | ItemStoreError | None
+) -> dict[str, Any]:
     """What the operation would have been answered with as a request of its own."""
     if isinstance(outcome, ItemStoreError):
-        return {"status": outcome.status, "problem": problems.problem(outcome, "")}
+        problem = problems.problem(outcome, "")
+        problem["pointer"] = f"/operations/{index}{outcome.pointer or ''}"
+        return {"status": outcome.status, "problem": problem}
     if isinstance(operation, Delete) or outcome is None:
         return {"status": 204}
     is_new = not isinstance(operation, Get) and outcome.is_new

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from itemstore.errors import (
+    BodyTimeout,
     BodyTooLarge,
     InternalError,
     ItemStoreError,
@@ -37,17 +38,21 @@ def problem(error: ItemStoreError, request_id: str) -> dict[str, Any]:
 
 
 def response(error: ItemStoreError, request_id: str) -> web.Response:
+    """The answer that tells it."""
     headers: dict[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
     if error.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
     if isinstance(error, UnsupportedMediaType):
         headers["Accept-Patch"] = ACCEPT_PATCH
-    return web.Response(
+    answer = web.Response(
         status=error.status,
         body=orjson.dumps(problem(error, request_id)),
         content_type=CONTENT_TYPE,
         headers=headers,
     )
+    if isinstance(error, BodyTimeout):
+        answer.force_close()  # what comes now could be the rest of the body or a request
+    return answer
 
 
 def from_http(error: web.HTTPException, method: str, path: str) -> ItemStoreError:

@@ -16,6 +16,7 @@ from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put
 from itemstore.errors import (
     BodyTimeout,
     BodyTooLarge,
+    InvalidData,
     InvalidId,
     InvalidItem,
     InvalidParameter,
@@ -50,6 +51,8 @@ def item_id(request: web.Request) -> str:
         return check_id(unquote_to_bytes(segment).decode())
     except UnicodeError:
         raise InvalidId("The id in the path is not percent-encoded UTF-8.") from None
+    except InvalidId as error:
+        raise InvalidId(error.detail) from None  # its pointer is that of an id in a body
 
 
 def query(request: web.Request, allowed: Collection[str]) -> dict[str, str]:
@@ -82,10 +85,12 @@ def integer(name: str, value: str) -> int:
 
 
 def condition(request: web.Request) -> Condition:
+    """If-Match and If-None-Match. Raises InvalidETag."""
     return Condition.parse(_header(request, hdrs.IF_MATCH), _header(request, hdrs.IF_NONE_MATCH))
 
 
 def durability(request: web.Request) -> str | None:
+    """What the header Durability asks for, if anything."""
     return _header(request, "Durability")
 
 
@@ -136,9 +141,16 @@ async def json_body(
         raise BodyTimeout(f"The body did not arrive within {BODY_TIMEOUT_S:g} s.") from None
     except web.RequestPayloadError as error:
         raise MalformedRequest(f"The body's transfer coding is broken: {error}.") from None
+    except OSError:  # nobody reads the answer any more, but the log does
+        raise MalformedRequest("The connection ended before the body did.") from None
     if not raw:
         raise MalformedJSON('The body is empty; send an item: {"data": {…}}.')
-    return loads(raw, wrapping=depth)
+    try:
+        return loads(raw, wrapping=depth)
+    except InvalidData as error:
+        if depth == BATCH_LEVELS and error.pointer is not None:
+            error.pointer = "/operations"  # which of them is not known
+        raise
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
@@ -162,6 +174,7 @@ def create(value: Any) -> Create:
 
 
 def put(value: Any, in_path: str, when: Condition) -> Put:
+    """The operation of PUT /items/{id}."""
     return Put(in_path, _data(_members(value, in_path)), when)
 
 
@@ -183,14 +196,13 @@ def operations(value: Any) -> list[Operation | ItemStoreError]:
             f"operations is an array of 1 to {BATCH_OPERATIONS_MAX} operations.",
             pointer="/operations",
         )
-    return [_operation_or_error(each, index) for index, each in enumerate(given)]
+    return [_operation_or_error(each) for each in given]
 
 
-def _operation_or_error(value: Any, index: int) -> Operation | ItemStoreError:
+def _operation_or_error(value: Any) -> Operation | ItemStoreError:
     try:
         return _operation(value)
     except ItemStoreError as error:
-        error.pointer = f"/operations/{index}{error.pointer or ''}"
         return error
 
 

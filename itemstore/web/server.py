@@ -7,6 +7,7 @@ SIGTERM → stop listening → finish requests → empty the write queue → clo
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import socket
 import sys
@@ -49,13 +50,22 @@ class Connection(web.RequestHandler):
     ) -> web.StreamResponse:
         if status != 400:
             return super().handle_error(request, status, exc, message)
-        first_line = (message or "not HTTP").strip().splitlines()[0][:200]
         response = problems.response(
-            MalformedRequest(f"The request is malformed: {first_line}"), ""
+            MalformedRequest(
+                f"The request is malformed: {_reason(message or '')}. Mend it, and send it over a "
+                "new connection."
+            ),
+            "",
         )
         response.headers["Server"] = SERVER
         response.force_close()
         return response
+
+
+def _reason(message: str) -> str:
+    """What the parser says, without the bytes it says it of."""
+    said = re.split(r"\n\n| when reading", message)[0]
+    return " ".join(said.split())[:200].rstrip(".:") or "it is not HTTP"
 
 
 async def serve(settings: Settings) -> int:

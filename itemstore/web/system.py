@@ -30,7 +30,9 @@ async def readyz(request: web.Request) -> web.Response:
 
 
 def state(store: ItemStore) -> dict[str, Any]:
-    persister = store.persister
+    """What /readyz says."""
+    failure = store.persister.failure
+    database = "ok" if store.is_ready else "unknown"
     return {
         "ready": store.is_ready,
         "hydrated": store.cache.hydrated,
@@ -38,11 +40,12 @@ def state(store: ItemStore) -> dict[str, Any]:
         "estimate": store.loader.estimate,
         "dirty": len(store.queue),
         "quarantined": len(store.queue.parked),
-        "database": "ok" if persister.failure is None else persister.failure.kind,
+        "database": database if failure is None else failure.kind,
     }
 
 
 async def stats(request: web.Request) -> web.Response:
+    """The numbers for people: GET /stats."""
     requests.query(request, ())
     numbers = {metric.name: value for metric, value in metrics.read(request.app[STORE])}
     served = request.app[TRAFFIC].served
@@ -51,6 +54,7 @@ async def stats(request: web.Request) -> web.Response:
 
 
 async def prometheus(request: web.Request) -> web.Response:
+    """The numbers for Prometheus: GET /metrics."""
     # Here, not above: the first scrape pays for the import, not the start.
     from itemstore.web import exposition
 

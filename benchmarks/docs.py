@@ -1,0 +1,125 @@
+"""Writes the measured figures into docs/benchmarks.md, from docs/benchmarks/*.json.
+
+    python -m benchmarks.docs
+
+Everything between ``<!-- begin: NAME -->`` and ``<!-- end: NAME -->`` is replaced, and the plots
+are drawn anew.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from benchmarks import charts, cities, memory, startup
+from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
+
+PAGE: Final = REPOSITORY / "docs" / "benchmarks.md"
+RESULTS: Final = REPOSITORY / "docs" / "benchmarks"
+
+BENCHMARKS: Final = {"startup": startup, "memory": memory, "cities": cities}
+
+_BLOCK: Final = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
+_LARGEST: Final = 1_000_000
+
+Results = dict[str, Result]
+
+
+def main() -> None:
+    results = read()
+    PAGE.write_text(render(PAGE.read_text("utf-8"), results), "utf-8")
+    for name, benchmark in BENCHMARKS.items():
+        charts.save(benchmark.plot(results[name]), RESULTS / f"{name}.svg")
+
+
+def read(directory: Path = RESULTS) -> Results:
+    return {name: Result.read(directory / f"{name}.json") for name in BENCHMARKS}
+
+
+def render(page: str, results: Results) -> str:
+    """The page with every block filled anew."""
+
+    def fill(block: re.Match[str]) -> str:
+        return f"{block[1]}{_BLOCKS[block[2]](results)}\n{block[3]}"
+
+    return _BLOCK.sub(fill, page)
+
+
+def _tables(name: str) -> Callable[[Results], str]:
+    def write(results: Results) -> str:
+        return "\n\n".join(table.markdown() for table in BENCHMARKS[name].tables(results[name]))
+
+    return write
+
+
+def _machine(results: Results) -> str:
+    """A benchmark that ran elsewhere, or on another commit, says so."""
+    rows = {name: result.environment for name, result in results.items()}
+    names = results["startup"].environment
+    return "\n".join(
+        f"- {name}: {_agreed([environment[name] for environment in rows.values()])}"
+        for name in names
+    )
+
+
+def _agreed(values: list[str]) -> str:
+    return " / ".join(dict.fromkeys(values))
+
+
+def _claims(results: Results) -> str:
+    preload = [
+        (f"preload of {items:,} items", f"{claimed:g} s", f"{_hydrated(results, items)} s")
+        for items, claimed in startup.CLAIMED_S.items()
+    ]
+    resident = [
+        (f"memory with {items:,} items", f"{claimed:g} MB", _resident(results, items, "preload"))
+        for items, claimed in memory.CLAIMED_MB.items()
+    ]
+    lazy = results["startup"].of(_LARGEST, "lazy").values["first_answer_s"]
+    rows = [
+        *preload,
+        *resident,
+        (f"start without preload, {_LARGEST:,} items", "< 5 s", f"{spread(lazy)} s"),
+        (
+            f"memory without preload, {_LARGEST:,} items",
+            "< 500 MB above 200,000",
+            _resident(results, _LARGEST, "lazy"),
+        ),
+    ]
+    return Table("", ("what", "claimed for the predecessor", "measured"), rows).markdown()
+
+
+def _hydrated(results: Results, items: int) -> str:
+    return spread(results["startup"].of(items, "preload").values["hydrated_s"])
+
+
+def _resident(results: Results, items: int, mode: str) -> str:
+    return f"{spread(results['memory'].of(items, mode).values['resident_bytes'], MB)} MB"
+
+
+def _targets(results: Results) -> str:
+    preload = results["startup"].of(_LARGEST, "preload").values
+    copy = results["startup"].of(_LARGEST, "copy").values
+    ratio = ratios(preload["hydrated_s"], copy["total_s"])
+    item = memory.item_bytes(results["memory"], _LARGEST)
+    rows = [
+        ("first correct answer", "1 s", f"{spread(preload['first_answer_s'])} s"),
+        ("all items in memory", "4 × raw COPY", f"{spread(ratio)} × raw COPY"),
+        ("memory of one item", "450 bytes", f"{spread(item)} bytes"),
+        ("longest request during the preload", "50 ms", f"{spread(preload['preload_max_ms'])} ms"),
+    ]
+    return Table("", (f"with {_LARGEST:,} items", "target", "measured"), rows).markdown()
+
+
+_BLOCKS: Final[dict[str, Callable[[Results], str]]] = {
+    "machine": _machine,
+    "claims": _claims,
+    "targets": _targets,
+    **{name: _tables(name) for name in BENCHMARKS},
+}
+
+
+if __name__ == "__main__":
+    main()

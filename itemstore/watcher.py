@@ -1,0 +1,105 @@
+"""The watcher: takes over what other hands than the store's change in PostgreSQL.
+
+Triggers (schema.sql) note such changes in a table and notify; the table is read at each
+notification and at an interval, so that a lost notification, or a pooler that passes none, costs
+half a second and nothing else. A note is deleted only after it was taken over.
+
+    1. psql updates "x", version 7      → noted
+    2. the watcher asks for x           → a load begins
+    3. a writer replaces "x", version 9 → the load is marked: x is left alone, and asked for again
+    4. the watcher asks for x           → version 7, or 9 once it is committed: nothing is newer
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+from itemstore.core.cache import Cache
+from itemstore.core.item import version_of
+from itemstore.core.queue import WriteQueue
+from itemstore.storage import ForeignChange, State, Storage, StorageError
+
+POLL_INTERVAL_S: Final = 0.5
+RETRY_S: Final = 0.5
+
+
+class Watcher:
+    """``run`` is its life; ``take_over`` one step of it."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        queue: WriteQueue,
+        storage: Storage,
+        log: FilteringBoundLogger,
+        *,
+        on_version: Callable[[int], None],
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._storage = storage
+        self._log = log
+        #: Told each version seen, so that the store's clock stays ahead.
+        self._on_version = on_version
+        self._sleep = sleep
+        self.taken_over = 0  #: changes
+
+    async def run(self) -> None:
+        """Until it is cancelled. A database that is away is asked again until it answers."""
+        while True:
+            try:
+                if not await self.take_over():
+                    await self._storage.await_foreign_changes(POLL_INTERVAL_S)
+            except StorageError as error:
+                self._log.debug("watch_failed", reason=str(error))  # the persister tells of outages
+                await self._sleep(RETRY_S)
+
+    async def take_over(self) -> int:
+        """Takes over what is noted by now; returns how many changes that were."""
+        changes = await self._storage.foreign_changes()
+        if not changes:
+            return 0
+        load = self._cache.begin_load()
+        try:
+            ids = sorted({change.id for change in changes if change.id})
+            states = await self._storage.states(ids) if ids else []
+        finally:
+            self._cache.end_load(load)
+        done = [change for change in changes if change.id not in load.touched]
+        self._truncate(done)
+        self._apply([state for state in states if state.id not in load.touched])
+        await self._storage.forget_foreign_changes([change.seq for change in done])
+        self._tell(done)
+        return len(changes)
+
+    def _truncate(self, changes: Sequence[ForeignChange]) -> None:
+        for change in changes:
+            self._on_version(change.version)
+            if not change.id:
+                self._cache.truncate(change.version, self._queue.pending_ids())
+
+    def _apply(self, states: Sequence[State]) -> None:
+        for state in states:
+            self._on_version(state.version)
+            if state.version <= self._newest(state.id):
+                continue
+            if state.entry is None:
+                self._cache.remove(state.id)
+            else:
+                self._cache.put(state.id, state.entry)
+
+    def _newest(self, item_id: str) -> int:
+        """The version this store knows of; a pending delete is not in the cache."""
+        change = self._queue.get(item_id)
+        entry = self._cache.get(item_id)
+        return max(change.version if change else 0, version_of(entry) if entry else 0)
+
+    def _tell(self, done: Sequence[ForeignChange]) -> None:
+        self.taken_over += len(done)
+        if done:
+            self._log.info("taken_over", changes=len(done), ids=[each.id for each in done[:10]])

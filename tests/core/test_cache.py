@@ -1,0 +1,160 @@
+"""The cache, invariant by invariant; the numbers are those of docs/architecture.md."""
+
+from __future__ import annotations
+
+import pytest
+
+from itemstore.core.cache import ABSENT_MAX, ENTRY_OVERHEAD_BYTES, Cache, Row
+
+NOTHING: frozenset[str] = frozenset()
+ROWS: list[Row] = [("a", b"old a"), ("b", b"old b")]
+
+
+@pytest.fixture
+def cache() -> Cache:
+    return Cache()
+
+
+def recount(cache: Cache) -> int:
+    return sum(
+        ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry) for item_id, entry in cache.entries.items()
+    )
+
+
+def test_the_cache_keeps_what_it_is_given(cache: Cache) -> None:
+    """What was put is there until it is replaced or removed."""
+    cache.put("a", b"1")
+    cache.put("a", b"2")
+    assert (cache.get("a"), cache.get("b"), len(cache)) == (b"2", None, 1)
+    cache.remove("a")
+    cache.remove("b")
+    assert (cache.get("a"), len(cache)) == (None, 0)
+
+
+def test_the_cache_counts_its_bytes(cache: Cache) -> None:
+    """The estimate is the sum over the entries, after puts, replacements, removals and loads."""
+    assert cache.bytes_used == 0
+    cache.put("a", b"x" * 10)
+    assert cache.bytes_used == recount(cache) == ENTRY_OVERHEAD_BYTES + 11  # 10
+    cache.put("a", b"x" * 3)
+    cache.put("bb", b"")
+    assert cache.bytes_used == recount(cache)
+    cache.install(cache.begin_load(), [("a", b"ignored"), ("c", b"xyz")], NOTHING)
+    assert cache.bytes_used == recount(cache)
+    for item_id in ("a", "bb", "c", "d"):
+        cache.remove(item_id)
+    assert cache.bytes_used == 0
+
+
+# --- 6. a load installs only where it finds the place as it was
+
+
+def test_a_load_fills_empty_places(cache: Cache) -> None:
+    """Rows of items that are neither cached nor changed are kept; their number is told."""
+    load = cache.begin_load()
+    assert cache.install(load, ROWS, NOTHING) == 2
+    assert cache.entries == dict(ROWS)
+    assert cache.install(load, ROWS, NOTHING) == 0
+
+
+def test_a_load_does_not_overwrite(cache: Cache) -> None:
+    """A load never replaces an entry, whether it was there before or came meanwhile."""
+    cache.put("a", b"new a")
+    load = cache.begin_load()
+    cache.put("b", b"new b")
+    assert cache.install(load, ROWS, NOTHING) == 0  # 6
+    assert cache.entries == {"a": b"new a", "b": b"new b"}
+
+
+def test_a_load_does_not_bring_back_what_was_removed_meanwhile(cache: Cache) -> None:
+    """An item that was deleted during the load stays deleted, however short it was cached."""
+    load = cache.begin_load()
+    cache.remove("a")
+    cache.put("b", b"new b")
+    cache.remove("b")
+    assert cache.install(load, ROWS, NOTHING) == 0  # 6
+
+
+def test_a_load_does_not_bring_back_what_is_being_deleted(cache: Cache) -> None:
+    """A delete accepted before the load began, and not yet committed, is not undone by it."""
+    cache.remove("a")
+    load = cache.begin_load()
+    assert cache.install(load, ROWS, {"a"}) == 1  # 6
+    assert cache.entries == {"b": b"old b"}
+
+
+def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -> None:
+    """A delete accepted before the load, committed during it, marks the load by its commit."""
+    cache.remove("a")
+    load = cache.begin_load()
+    cache.touch(["a"])  # the commit was answered; nothing of the delete is pending any more
+    assert cache.install(load, ROWS, NOTHING) == 1  # 6
+    assert cache.entries == {"b": b"old b"}
+
+
+def test_each_load_is_marked(cache: Cache) -> None:
+    """A change marks every load under way, none that begins later and none that has ended."""
+    ended, first, second = cache.begin_load(), cache.begin_load(), cache.begin_load()
+    cache.end_load(ended)
+    cache.end_load(ended)
+    cache.touch(item_id for item_id in ("a", "c"))
+    later = cache.begin_load()
+    assert (first.touched, second.touched) == ({"a", "c"}, {"a", "c"})  # 6
+    assert (ended.touched, later.touched) == (set(), set())
+
+
+# --- 7. what is known to be absent is absent
+
+
+def test_nothing_is_known_of_an_item_at_first(cache: Cache) -> None:
+    """Without a query nothing is surely absent."""
+    assert not cache.is_absent("a")
+
+
+def test_what_postgresql_did_not_have_is_absent(cache: Cache) -> None:
+    """An id that a load did not find is known to be absent until it is written."""
+    load = cache.begin_load()
+    cache.note_absent(load, ["a", "b"])
+    assert cache.is_absent("a")
+    cache.put("a", b"1")
+    cache.remove("a")
+    assert not cache.is_absent("a")  # 7: it may be in PostgreSQL by now
+    assert cache.is_absent("b")
+
+
+def test_what_changed_during_the_load_is_not_noted(cache: Cache) -> None:
+    """An id that was written, deleted or committed while the load was under way is unknown."""
+    load = cache.begin_load()
+    cache.put("written", b"1")
+    cache.remove("deleted")
+    cache.touch(["committed"])
+    cache.note_absent(load, ["written", "deleted", "committed", "other"])
+    absent = [i for i in ("written", "deleted", "committed", "other") if cache.is_absent(i)]
+    assert absent == ["other"]  # 7
+
+
+def test_what_is_cached_is_not_noted_absent(cache: Cache) -> None:
+    """An entry is proof enough that its item exists."""
+    cache.put("a", b"1")
+    cache.note_absent(cache.begin_load(), ["a"])
+    assert not cache.is_absent("a")  # 7
+
+
+def test_the_notes_of_absence_are_bounded(cache: Cache) -> None:
+    """Beyond 10,000 ids the oldest notes are forgotten: a miss costs a query again, no more."""
+    load = cache.begin_load()
+    cache.note_absent(load, [str(number) for number in range(ABSENT_MAX)])
+    assert cache.is_absent("0")
+    cache.note_absent(load, ["x", "y"])
+    known = [i for i in ("0", "1", "2", "x", "y") if cache.is_absent(i)]
+    assert known == ["2", "x", "y"]  # 10
+
+
+def test_a_full_cache_knows_what_is_absent(cache: Cache) -> None:
+    """A cache that holds every item needs no notes."""
+    cache.note_absent(cache.begin_load(), ["a"])
+    assert not cache.hydrated
+    cache.set_hydrated()
+    assert cache.hydrated
+    assert cache.is_absent("a")
+    assert cache.is_absent("never asked for")

@@ -1,0 +1,135 @@
+"""A database made of dicts: what survives a crash, under the same rules as ``postgres.py``'s SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from itemstore.core.cache import Row
+from itemstore.core.ids import IdBlock
+from itemstore.core.item import created_us_of, pack, version_of
+from itemstore.core.queue import Change
+from itemstore.storage import ForeignChange, ListQuery, State, StorageRefused
+
+PURGE_MAX: Final = 1_000  # tombstones forgotten in one call
+
+
+@dataclass
+class Disk:
+    """The tables. ``refuses`` says which rows break a rule that somebody made in SQL."""
+
+    items: dict[str, bytes] = field(default_factory=dict)
+    tombstones: dict[str, int] = field(default_factory=dict)
+    quarantine: dict[str, Change] = field(default_factory=dict)
+    foreign: list[ForeignChange] = field(default_factory=list)
+    next_id: int = 0
+    key: int = 4711
+    refuses: Callable[[Change], bool] = lambda change: False
+    #: The newest version that was ever committed of each id; no purge forgets it.
+    committed: dict[str, int] = field(default_factory=dict)
+    _foreign_seq: int = 0
+
+    def version(self, item_id: str) -> int:
+        """Of the item or its tombstone; -1 if there is neither."""
+        entry = self.items.get(item_id)
+        return self.tombstones.get(item_id, -1) if entry is None else version_of(entry)
+
+    def newest_version(self) -> int:
+        parked = (change.version for change in self.quarantine.values())
+        live = map(version_of, self.items.values())
+        return max([0, *live, *self.tombstones.values(), *parked])
+
+    # --- writing
+
+    def write(self, changes: Sequence[Change]) -> None:
+        refused = [change.id for change in changes if self.refuses(change)]
+        if refused:
+            raise StorageRefused(f"a rule is broken by {refused}")
+        for change in changes:
+            if change.version > self.version(change.id):
+                self._put(change.id, change.version, None if change.deleted else change.entry)
+
+    def _put(self, item_id: str, version: int, entry: bytes | None) -> None:
+        if entry is None:
+            self.items.pop(item_id, None)
+            self.tombstones[item_id] = version
+        else:
+            self.items[item_id] = entry
+            self.tombstones.pop(item_id, None)
+        self.committed[item_id] = max(version, self.committed.get(item_id, -1))
+
+    def park(self, change: Change) -> None:
+        old = self.quarantine.get(change.id)
+        if old is None or old.version < change.version:
+            self.quarantine[change.id] = change
+
+    def release(self, ids: Sequence[str]) -> None:
+        for item_id in ids:
+            self.quarantine.pop(item_id, None)
+
+    def parked(self) -> tuple[Change, ...]:
+        """Forgets what a newer write has overtaken, and copies the rest."""
+        for change in list(self.quarantine.values()):
+            if self.version(change.id) > change.version:
+                del self.quarantine[change.id]
+        return tuple(
+            Change(change.id, change.version, change.entry, deleted=change.deleted, now_s=0.0)
+            for change in sorted(self.quarantine.values(), key=lambda change: change.version)
+        )
+
+    def purge(self, before: int) -> int:
+        old = sorted((v, item_id) for item_id, v in self.tombstones.items() if v < before)
+        for _, item_id in old[:PURGE_MAX]:
+            del self.tombstones[item_id]
+        return len(old[:PURGE_MAX])
+
+    def lease(self, count: int) -> IdBlock:
+        self.next_id += count
+        return IdBlock(self.next_id - count, count, self.key)
+
+    # --- reading
+
+    def load(self, ids: Sequence[str]) -> list[Row]:
+        return [(item_id, self.items[item_id]) for item_id in ids if item_id in self.items]
+
+    def page(self, after: str, limit: int) -> list[Row]:
+        return sorted(row for row in self.items.items() if row[0] > after)[:limit]
+
+    def select(self, query: ListQuery) -> list[Row]:
+        rows = [row for row in self.items.items() if row[0].startswith(query.prefix)]
+        rows.sort(key=lambda row: sort_key(query.order, row), reverse=query.descending)
+        page: list[Row] = []
+        size = 0
+        for row in rows:
+            key = sort_key(query.order, row)
+            if query.after and (key <= query.after, key >= query.after)[query.descending]:
+                continue
+            if len(page) == query.limit or size >= query.bytes_max:
+                break
+            page.append(row)
+            size += len(row[1])
+        return page
+
+    def states(self, ids: Sequence[str]) -> list[State]:
+        return [State(each, self.items.get(each), max(0, self.version(each))) for each in ids]
+
+    # --- another hand than the store's
+
+    def change_by_hand(self, item_id: str, text: bytes | None, now_us: int) -> None:
+        """INSERT, UPDATE or, without a text, DELETE in psql; the triggers do the rest."""
+        old = self.items.get(item_id)
+        version = max(now_us, 0 if old is None else version_of(old) + 1)
+        created = version if old is None else created_us_of(old)
+        self._put(item_id, version, None if text is None else pack(version, created, text))
+        self._foreign_seq += 1
+        self.foreign.append(ForeignChange(self._foreign_seq, item_id, version))
+
+    def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
+        self.foreign = [change for change in self.foreign if change.seq not in seqs]
+
+
+def sort_key(order: str, row: Row) -> tuple[int, str]:
+    """Where the row stands in a list: what the order goes by, then the id."""
+    keys = {"created": created_us_of, "updated": version_of}
+    return (keys[order](row[1]) if order in keys else 0), row[0]

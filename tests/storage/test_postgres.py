@@ -1,0 +1,933 @@
+"""Every promise of ``storage.Storage``, checked on each major version of PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+
+from itemstore.core.cache import Row
+from itemstore.core.ids import scramble
+from itemstore.core.item import pack
+from itemstore.core.queue import Change
+from itemstore.storage import (
+    LIST_ORDERS,
+    Found,
+    ListQuery,
+    StorageAway,
+    StorageBroken,
+    StorageError,
+    StorageRefused,
+    StorageSlow,
+    postgres,
+)
+from itemstore.storage.postgres import Postgres, classify, prefix_end
+from tests.conftest import MAJORS_WANTED, make_database
+from tests.sql import EMPTY, query, tables
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+NOW_US = 1_763_769_600_000_001
+BYTES = 1_000_000  # a limit that does not matter
+
+_numbers = count(1)
+
+
+def upsert(
+    item_id: str, version: int, data: bytes = b"{}", created_us: int | None = None
+) -> Change:
+    entry = pack(version, version if created_us is None else created_us, data)
+    return Change(item_id, version, entry, deleted=False, now_s=0.0)
+
+
+def delete(item_id: str, version: int) -> Change:
+    return Change(item_id, version, pack(version, version, b""), deleted=True, now_s=0.0)
+
+
+def row(change: Change) -> Row:
+    return change.id, change.entry
+
+
+def _version(change: Change) -> int:
+    return change.version
+
+
+@pytest.fixture(scope="module", params=MAJORS_WANTED, ids=lambda major: f"pg{major}")
+def database(request: pytest.FixtureRequest, server: Callable[[int], str]) -> str:
+    """A database on each major version in turn, for the tests that leave its tables as they are."""
+    return make_database(server(request.param))
+
+
+@pytest.fixture
+async def db(database: str) -> AsyncIterator[Postgres]:
+    """The storage over it, open, and its tables empty."""
+    storage = Postgres(database)
+    await storage.open()
+    query(database, EMPTY)
+    yield storage
+    await storage.close()
+
+
+@pytest.fixture
+async def own_db(each_dsn: str) -> AsyncIterator[Postgres]:
+    """The storage over a database of the test's own, open."""
+    storage = Postgres(each_dsn)
+    await storage.open()
+    yield storage
+    await storage.close()
+
+
+# --- write: idempotent, guarded by version
+
+
+async def test_what_is_written_is_there(db: Postgres, database: str) -> None:
+    """A batch of upserts and deletes is applied as a whole."""
+    await db.write([upsert("a", 1, b'{"n":1}'), delete("b", 2), upsert("c", 3)])
+    assert tables(database) == ([("a", 1, '{"n":1}'), ("c", 3, "{}")], [("b", 2)])
+
+
+async def test_the_newest_version_wins(db: Postgres, database: str) -> None:
+    """In whatever order an item's writes arrive, and however often, the newest of them stays.
+
+    Every order, with repetitions, of three versions, each an upsert or a delete: one id for each.
+    """
+    kinds = list(product((upsert, delete), repeat=3))
+    orders = list(product((1, 2, 3), repeat=4))
+    histories = {
+        f"{n}.{''.join(map(str, order))}": [
+            kind[version - 1](f"{n}.{''.join(map(str, order))}", version) for version in order
+        ]
+        for n, kind in enumerate(kinds)
+        for order in orders
+    }
+    for step in range(4):
+        await db.write([history[step] for history in histories.values()])
+        newest = [max(history[: step + 1], key=_version) for history in histories.values()]
+        live = sorted((each.id, each.version, "{}") for each in newest if not each.deleted)
+        dead = sorted((each.id, each.version) for each in newest if each.deleted)
+        assert tables(database) == (live, dead)  # 4
+
+
+async def test_repeating_a_batch_changes_nothing(db: Postgres, database: str) -> None:
+    """A batch that was applied already, or that newer ones have overtaken, has no effect."""
+    batch = [upsert("a", 1), delete("b", 2), upsert("c", 3), delete("d", 4)]
+    await db.write([upsert(item_id, 0) for item_id in "abd"])
+    await db.write(batch)
+    once = tables(database)
+    await db.write(batch)
+    assert tables(database) == once  # 4
+    await db.write([delete("a", 5), upsert("b", 6), upsert("c", 7), delete("d", 8)])
+    newer = tables(database)
+    await db.write(batch)
+    assert tables(database) == newer  # 4
+
+
+async def test_times_are_exact_to_the_microsecond(db: Postgres, database: str) -> None:
+    """created_at and updated_at are the entry's creation time and the version, unrounded."""
+    times = [0, 1, 999_999, NOW_US, NOW_US + 1, 2_147_483_647_999_999, 2**53 - 1]
+    for number, us in enumerate(times):
+        await db.write([upsert(str(number), us, created_us=us - 1), delete(f"x{number}", us)])
+    moments = [EPOCH + timedelta(microseconds=us) for us in times]
+    created = query(database, "SELECT created_at FROM items ORDER BY id")
+    assert created == [moment - timedelta(microseconds=1) for moment in moments]
+    assert query(database, "SELECT updated_at FROM items ORDER BY id") == moments
+    assert query(database, "SELECT deleted_at FROM tombstones ORDER BY id") == moments
+
+
+async def test_the_creation_time_is_the_writes(db: Postgres, database: str) -> None:
+    """An update carries the creation time along; an item that is created again gets a new one."""
+    created_us = "SELECT (extract(epoch FROM created_at) * 1000000)::bigint FROM items"
+    await db.write([upsert("a", 10)])
+    await db.write([upsert("a", 20, created_us=10)])
+    assert query(database, created_us) == [10]
+    await db.write([delete("a", 30)])
+    await db.write([upsert("a", 40)])
+    assert query(database, created_us) == [40]
+
+
+# --- load and page
+
+
+async def test_load_brings_those_that_exist(db: Postgres) -> None:
+    """Of the ids asked for those that exist come back packed, each once, byte for byte."""
+    kept = [upsert("a", 5, b'{"b": 1,  "a":[1.50,1e2]}', created_us=3), upsert("\U0010ffff", 6)]
+    await db.write([*kept, upsert("not asked for", 7), delete("deleted", 8)])
+    rows = await db.load(["\U0010ffff", "a", "deleted", "missing", "a"])
+    assert sorted(rows) == [row(change) for change in kept]  # 8
+    assert await db.load([]) == []
+
+
+async def test_pages_walk_through_all_items(db: Postgres) -> None:
+    """Pages come in the byte order of ids, each item once, until an empty one."""
+    ids = ["", "A", "Z", "a", "aa", "a\u00e9", "b", "z", "\u00e9", "\ud7ff", "\ue000", "\uffff"]
+    ids = [*ids[1:], "\U00010000", "\U0010ffff"]
+    changes = [upsert(item_id, 10 + n, b'{"n":%d}' % n) for n, item_id in enumerate(ids)]
+    await db.write(changes)
+    for limit in (1, 4, 100):
+        walked: list[Row] = []
+        while page := await db.page(walked[-1][0] if walked else "", limit):
+            assert len(page) <= limit
+            walked += page
+        assert walked == [row(change) for change in changes]
+    assert sorted(ids, key=str.encode) == ids
+
+
+# --- select
+
+
+def by_order(changes: Sequence[Change], order: str, *, descending: bool) -> list[Change]:
+    key: Callable[[Change], tuple[Any, ...]] = {
+        "created": lambda change: (change.created_us, change.id.encode()),
+        "updated": lambda change: (change.version, change.id.encode()),
+        "id": lambda change: (change.id.encode(),),
+    }[order]
+    return sorted(changes, key=key, reverse=descending)
+
+
+def end_of(order: str, change: Change) -> tuple[int, str]:
+    return {"created": change.created_us, "updated": change.version, "id": 0}[order], change.id
+
+
+#: With ties in both times, which only the id breaks.
+TIED = [
+    upsert(item_id, version=NOW_US + n // 3, created_us=NOW_US + (n * 7) % 10 // 3)
+    for n, item_id in enumerate(
+        ["b", "a", "\u00e9", "A", "\U0010ffff", "ab", "z", "Z", "0", "\uffff"]
+    )
+]
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
+@pytest.mark.parametrize("order", LIST_ORDERS)
+async def test_lists_walk_in_their_order(db: Postgres, order: str, descending: bool) -> None:
+    """Each order, in both directions, by pages of any size, shows each item once, ties included."""
+    await db.write(TIED)
+    expected = [row(change) for change in by_order(TIED, order, descending=descending)]
+    ends = {change.id: end_of(order, change) for change in TIED}
+    for limit in (1, 2, 3, 100):
+        walked: list[Row] = []
+        while True:
+            after = ends[walked[-1][0]] if walked else None
+            page, count = await db.select(
+                ListQuery(limit, BYTES, order=order, descending=descending, after=after)
+            )
+            assert count is None
+            if not page:
+                break
+            walked += page
+        assert walked == expected
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
+@pytest.mark.parametrize("order", LIST_ORDERS)
+async def test_a_walk_is_not_moved_by_others(db: Postgres, order: str, descending: bool) -> None:
+    """What is inserted or deleted before the page's end, the end itself too, moves no item."""
+    await db.write(TIED)
+    expected = by_order(TIED, order, descending=descending)
+    end = expected[4]
+    before = upsert("~", NOW_US - 50) if not descending else upsert("~", NOW_US + 50)
+    if order != "id":
+        await db.write([before])
+    await db.write([delete(change.id, NOW_US + 99) for change in expected[:5]])
+    page, _ = await db.select(
+        ListQuery(100, BYTES, order=order, descending=descending, after=end_of(order, end))
+    )
+    assert page == [row(change) for change in expected[5:]]
+
+
+PREFIXED = [
+    "a",
+    "aa",
+    "ab",
+    "a\u00e9",
+    "a\U0010ffff",
+    "a\U0010ffff!",
+    "b",
+    "\ud7ff",
+    "\ud7ffx",
+    "\ue000",
+    "\ue000x",
+    "\u00e9",
+    "\u00e9\u00e9",
+    "\u00ea",
+    "\U0010ffff",
+    "\U0010ffffx",
+    "\U0010ffff\U0010ffff",
+    "%",
+    "_",
+    "\\",
+    "'",
+]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("", "a", "aa", "ab", "b", "c", "ac", "%", "_", "\\", "'"),
+        *("\u00e9", "\u00e9\u00e9", "a\u00e9", "\ud7ff", "\ue000"),
+        *("\U0010ffff", "\U0010ffff\U0010ffff", "a\U0010ffff", "a\U0010ffff\U0010ffff"),
+    ],
+    ids=ascii,
+)
+async def test_a_prefix_selects_what_begins_with_it(db: Postgres, prefix: str) -> None:
+    """A prefix of any characters selects exactly the ids that begin with it, and counts them."""
+    await db.write([upsert(item_id, NOW_US) for item_id in PREFIXED])
+    expected = sorted((i for i in PREFIXED if i.startswith(prefix)), key=str.encode)
+    for descending in (False, True):
+        rows, count = await db.select(
+            ListQuery(100, BYTES, "id", descending=descending, prefix=prefix, count=True)
+        )
+        assert [item_id for item_id, _ in rows] == expected[:: -1 if descending else 1]
+        assert count == len(expected)
+
+
+@pytest.mark.parametrize(
+    ("prefix", "end"),
+    [
+        ("", None),
+        ("a", "b"),
+        ("az", "a{"),
+        ("\x7f", "\x80"),
+        ("\ud7ff", "\ue000"),
+        ("a\ud7ff", "a\ue000"),
+        ("\uffff", "\U00010000"),
+        ("\U0010ffff", None),
+        ("\U0010ffff\U0010ffff", None),
+        ("a\U0010ffff", "b"),
+        ("\ud7ff\U0010ffff\U0010ffff", "\ue000"),
+    ],
+    ids=ascii,
+)
+def test_a_prefix_ends_before_the_next_code_point(prefix: str, end: str | None) -> None:
+    """The end of a prefix is its last code point counted up, past surrogates and the last one."""
+    assert prefix_end(prefix) == end
+    if end is not None:
+        for longer in ("", "\x01", "\U0010ffff" * 3):
+            assert prefix.encode() <= (prefix + longer).encode() < end.encode()
+
+
+async def test_a_count_is_of_all_that_match(db: Postgres) -> None:
+    """The count knows the prefix, but neither the limit nor where the page begins."""
+    await db.write([upsert(f"a{n}", n) for n in range(7)] + [upsert("b", 8)])
+    rows, count = await db.select(
+        ListQuery(2, BYTES, "id", prefix="a", after=(0, "a4"), count=True)
+    )
+    assert ([item_id for item_id, _ in rows], count) == (["a5", "a6"], 7)
+
+
+@pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
+async def test_a_page_ends_with_the_item_that_passes_its_bytes(
+    db: Postgres, descending: bool
+) -> None:
+    """A page has items until their entries reach its bytes, one at least, however large it is."""
+    changes = [upsert(str(n), n, b'{"n":"%b"}' % (b"x" * 100 * n)) for n in range(1, 6)]
+    await db.write(changes)
+    expected = by_order(changes, "created", descending=descending)
+    first, second = (len(change.entry) for change in expected[:2])
+    for bytes_max, items in (
+        (1, 1),
+        (first, 1),
+        (first + 1, 2),
+        (first + second, 2),
+        (first + second + 1, 3),
+        (BYTES, 5),
+    ):
+        rows, _ = await db.select(ListQuery(100, bytes_max, descending=descending))
+        assert rows == [row(change) for change in expected[:items]]
+
+
+# --- ids
+
+
+async def test_leased_blocks_never_overlap(db: Postgres, database: str) -> None:
+    """Leases of two instances, many at once, give each number to one of them, under one key."""
+    other = Postgres(database)
+    await other.open()
+    leases = await asyncio.gather(*((db, other)[n % 2].lease_ids(1 + n) for n in range(40)))
+    await other.close()
+    blocks = [block for block, _ in leases]
+    numbers = [n for block in blocks for n in range(block.first, block.first + block.count)]
+    assert sorted(numbers) == list(range(sum(range(1, 41))))
+    assert len({block.key for block in blocks}) == 1
+    assert all(not existing for _, existing in leases)
+
+
+async def test_a_lease_tells_which_ids_exist(db: Postgres) -> None:
+    """Ids of the block that clients chose before are told, so that they are not generated."""
+    block, _ = await db.lease_ids(3)
+    following = [scramble(number, block.key) for number in range(3, 8)]
+    await db.write([upsert(following[1], 1), upsert(following[4], 2), upsert("other", 3)])
+    block, existing = await db.lease_ids(5)
+    assert block.ids() == following
+    assert existing == {following[1], following[4]}
+
+
+# --- purge
+
+
+async def test_old_tombstones_are_purged_in_portions(db: Postgres, database: str) -> None:
+    """Only tombstones below the version go, up to 1,000 a call, the oldest first; items stay."""
+    await db.write([delete(f"t{n}", n) for n in range(1, 1_601)] + [upsert("a", 1)])
+    assert await db.purge(1) == 0
+    assert await db.purge(1_501) == 1_000
+    assert query(database, "SELECT min(version), count(*) FROM tombstones") == [(1_001, 600)]
+    assert await db.purge(1_501) == 500
+    assert await db.purge(1_501) == 0
+    assert query(database, "SELECT min(version), count(*) FROM tombstones") == [(1_501, 100)]
+    assert query(database, "SELECT id FROM items") == ["a"]
+
+
+# --- quarantine
+
+
+def parked(found: Found) -> list[tuple[str, int, bytes | None, int]]:
+    return [(each.id, each.version, each.data, each.created_us) for each in found.parked]
+
+
+async def test_what_is_quarantined_is_found_at_the_next_start(db: Postgres, database: str) -> None:
+    """Refused upserts and deletes, JSON or not, are found again as they were accepted."""
+    kept = [
+        upsert("a", NOW_US, b'{"a": "\xc3\xa9"}', created_us=NOW_US - 1),
+        upsert("b", NOW_US + 1, b"no json"),
+        delete("c", NOW_US + 2),
+    ]
+    for change in reversed(kept):
+        await db.quarantine(change, f"because {change.id}")
+    other = Postgres(database)
+    found = await other.open()
+    await other.close()
+    assert parked(found) == [(each.id, each.version, each.data, each.created_us) for each in kept]
+    assert [each.deleted for each in found.parked] == [False, False, True]
+    assert found.newest_version >= NOW_US + 2
+    reasons = query(database, "SELECT error FROM quarantine ORDER BY id")
+    assert reasons == ["because a", "because b", "because c"]
+
+
+async def test_of_an_item_the_newest_refusal_is_kept(db: Postgres, database: str) -> None:
+    """A newer refusal replaces the older one, never the other way round."""
+    for version in (2, 2, 3, 1, 3):
+        await db.quarantine(upsert("a", version), "no")
+    assert query(database, "SELECT version FROM quarantine") == [3]
+
+
+async def test_bytes_that_are_no_text_can_be_quarantined(db: Postgres, database: str) -> None:
+    """Data that is no UTF-8 is kept as nearly as text can hold it."""
+    await db.quarantine(upsert("a", 1, b'{"a":"\xff"}'), "no")
+    assert query(database, "SELECT data FROM quarantine") == ['{"a":"\ufffd"}']
+
+
+async def test_released_changes_are_forgotten(db: Postgres, database: str) -> None:
+    """What a newer commit replaced leaves the quarantine; the rest stays."""
+    for item_id in ("a", "b", "c"):
+        await db.quarantine(upsert(item_id, 1), "no")
+    await db.release(["a", "c", "never there"])
+    assert query(database, "SELECT id FROM quarantine") == ["b"]
+
+
+async def test_an_overtaken_refusal_is_not_found(db: Postgres, database: str) -> None:
+    """A newer item or tombstone in the tables outdates what is in quarantine, an older one not."""
+    for item_id in ("newer item", "newer tombstone", "older item", "older tombstone"):
+        await db.quarantine(upsert(item_id, 5), "no")
+    await db.write([upsert("newer item", 6), delete("newer tombstone", 6)])
+    await db.write([upsert("older item", 4), delete("older tombstone", 4)])
+    other = Postgres(database)
+    found = await other.open()
+    await other.close()
+    assert {change.id for change in found.parked} == {"older item", "older tombstone"}
+
+
+# --- opening
+
+
+async def test_an_empty_database_is_set_up(each_dsn: str) -> None:
+    """Opening makes the tables; the clock starts at the server's time, with nothing parked."""
+    storage = Postgres(each_dsn)
+    found = await storage.open()
+    await storage.close()
+    [now_us] = query(each_dsn, "SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+    assert NOW_US < found.newest_version <= now_us
+    assert (found.parked, found.items_estimate) == ((), 0)
+
+
+@pytest.mark.parametrize("kind", ["item", "tombstone", "quarantine"])
+async def test_the_clock_starts_above_all_versions(db: Postgres, database: str, kind: str) -> None:
+    """No version in any table, ahead of the server's clock or not, can be given out again."""
+    future = 2**53 - 1
+    if kind == "quarantine":
+        await db.quarantine(upsert("a", future), "no")
+    else:
+        await db.write([upsert("a", future) if kind == "item" else delete("a", future)])
+    other = Postgres(database)
+    assert (await other.open()).newest_version == future
+    await other.close()
+
+
+async def test_the_schema_can_be_applied_again(own_db: Postgres, each_dsn: str) -> None:
+    """schema.sql run twice changes nothing: not the items, not the ids' counter and key."""
+    await own_db.write([upsert("a", 1), delete("b", 2)])
+    await own_db.lease_ids(10)
+    state = "SELECT * FROM id_blocks, store_meta"
+    before = tables(each_dsn), query(each_dsn, state)
+    query(each_dsn, postgres.schema_sql())
+    assert (tables(each_dsn), query(each_dsn, state)) == before
+
+
+async def test_many_instances_can_open_at_once(each_dsn: str) -> None:
+    """Instances that start at the same moment on an empty database all open, on one schema."""
+    instances = [Postgres(each_dsn) for _ in range(6)]
+    await asyncio.gather(*(instance.open() for instance in instances))
+    await instances[0].write([upsert("a", 1)])
+    assert await instances[5].load(["a"]) == [row(upsert("a", 1))]
+    await asyncio.gather(*(instance.close() for instance in instances))
+    assert query(each_dsn, "SELECT count(*) FROM id_blocks, store_meta") == [1]
+
+
+async def test_the_estimate_follows_the_statistics(db: Postgres, database: str) -> None:
+    """Once analyzed, the number of items is the planner's; before, it comes from the size."""
+    await db.write([upsert(f"i{n}", n, b'{"pad":"%b"}' % (b"x" * 250)) for n in range(1, 301)])
+    other = Postgres(database)
+    before = await other.open()
+    assert 100 <= before.items_estimate <= 1_000
+    assert before.bytes_estimate > 300 * 250
+    query(database, "ANALYZE items")
+    assert (await other.open()).items_estimate == 300
+    await other.close()
+
+
+async def test_a_role_without_ddl_rights_can_use_the_schema(
+    own_db: Postgres, each_dsn: str
+) -> None:
+    """A role that may only read and write rows opens and uses a database that is set up."""
+    role = make_role(
+        each_dsn, "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public"
+    )
+    limited = Postgres(make_conninfo(each_dsn, user=role))
+    await limited.open()
+    await limited.write([upsert("a", 1), delete("b", 2)])
+    await limited.quarantine(upsert("c", 3), "no")
+    await limited.release(["c"])
+    await limited.lease_ids(5)
+    assert await limited.purge(10) == 1
+    assert await limited.load(["a"]) == [row(upsert("a", 1))]
+    await limited.close()
+
+
+async def test_a_role_without_ddl_rights_cannot_set_up(each_dsn: str) -> None:
+    """Where the tables are missing and may not be made, opening fails for good."""
+    role = make_role(each_dsn)
+    limited = Postgres(make_conninfo(each_dsn, user=role))
+    with pytest.raises(StorageBroken, match="42501"):
+        await limited.open()
+    await limited.close()
+
+
+async def test_a_database_of_another_encoding_is_refused(each_dsn: str) -> None:
+    """A database that does not check its text for UTF-8 cannot be used."""
+    name = conninfo_to_dict(each_dsn)["dbname"]
+    query(
+        each_dsn,
+        f"CREATE DATABASE \"{name}_ascii\" TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'",
+    )
+    storage = Postgres(make_conninfo(each_dsn, dbname=f"{name}_ascii"))
+    with pytest.raises(StorageBroken, match=r"SQL_ASCII.*UTF8"):
+        await storage.open()
+    await storage.close()
+
+
+async def test_text_is_utf8_whatever_the_connection_string_says(each_dsn: str) -> None:
+    """A client encoding in the connection string does not change what is stored or read."""
+    storage = Postgres(make_conninfo(each_dsn, client_encoding="LATIN1"))
+    await storage.open()
+    change = upsert("\u00e9\u20ac", 1, '{"a":"\u00e9\u20ac\U0001f34f"}'.encode())
+    await storage.write([change])
+    assert await storage.load([change.id]) == [row(change)]  # 8
+    assert await storage.page("", 10) == [row(change)]  # 8
+    await storage.close()
+    assert query(each_dsn, "SELECT id FROM items") == [change.id]
+
+
+async def test_the_server_tells_its_settings(db: Postgres, database: str) -> None:
+    """What durability rests on is read from the server."""
+    server = await db.server()
+    assert server["version"] == query(database, "SHOW server_version")[0]
+    assert (server["fsync"], server["synchronous_commit"]) == ("off", "on")
+    assert server["in_recovery"] is False
+    assert 1 <= server["connections"] <= server["max_connections"]
+
+
+async def test_every_table_and_column_is_explained(db: Postgres, database: str) -> None:
+    """psql's \\d+ shows a comment for each table and each column there is."""
+    described = query(
+        database,
+        """
+        SELECT c.relname, a.attname, col_description(c.oid, a.attnum), obj_description(c.oid)
+          FROM pg_class c JOIN pg_attribute a ON a.attrelid = c.oid
+         WHERE c.relnamespace = 'public'::regnamespace AND c.relkind = 'r'
+           AND a.attnum > 0 AND NOT a.attisdropped
+        """,
+    )
+    assert {"items", "tombstones", "quarantine", "id_blocks", "store_meta"} <= {
+        table for table, *_ in described
+    }
+    assert [(table, column) for table, column, *texts in described if not all(texts)] == []
+
+
+# --- refusals
+
+
+async def test_a_row_that_a_constraint_forbids_is_refused(own_db: Postgres, each_dsn: str) -> None:
+    """A batch with a row that the table does not take is refused as a whole; the rest passes."""
+    query(each_dsn, "ALTER TABLE items ADD CHECK (length(data::text) < 20)")
+    good, bad = upsert("a", 1), upsert("b", 2, b'{"a":"much too long for this"}')
+    with pytest.raises(StorageRefused, match="23514"):
+        await own_db.write([good, bad, delete("c", 3)])
+    assert tables(each_dsn) == ([], [])
+    await own_db.write([good, delete("c", 3)])
+    assert tables(each_dsn) == ([("a", 1, "{}")], [("c", 3)])
+
+
+@pytest.mark.parametrize(
+    ("data", "state"),
+    [
+        (b"no json", "22P02"),
+        (b"", "22P02"),
+        (b'{"a":}', "22P02"),
+        (b'{"a":NaN}', "22P02"),
+        (b'{"a":"\n"}', "22P02"),
+        (b'{"a":"\x00"}', "NUL"),
+        (b'{"a":"\xff"}', "utf-8"),
+        (b'{"a":"\xed\xa0\x80"}', "utf-8"),
+    ],
+)
+async def test_what_is_no_json_is_refused(
+    db: Postgres, database: str, data: bytes, state: str
+) -> None:
+    """Data that is no JSON, no UTF-8 or has a NUL is refused, before or by the server."""
+    with pytest.raises(StorageRefused, match=state):
+        await db.write([upsert("a", 1), upsert("b", 2, data)])
+    assert tables(database) == ([], [])
+    await db.write([upsert("a", 1)])
+    assert tables(database) == ([("a", 1, "{}")], [])
+
+
+@pytest.mark.parametrize("item_id", ["a\x00", "\ud800"], ids=ascii)
+async def test_an_id_that_is_no_text_is_refused(db: Postgres, item_id: str) -> None:
+    """An id with a NUL or a surrogate is refused by the driver, as a row is by the server."""
+    with pytest.raises(StorageRefused):
+        await db.write([upsert(item_id, 1)])
+    await db.write([upsert("a", 1)])
+
+
+# --- lost connections
+
+
+async def test_a_lost_writer_comes_back(db: Postgres, database: str) -> None:
+    """A write on a connection that the server ended is StorageAway; the same again succeeds."""
+    await db.write([upsert("a", 1)])
+    assert query(database, TERMINATE, "itemstore writer %") == [True]
+    with pytest.raises(StorageAway):
+        await db.write([upsert("a", 2)])
+    await db.write([upsert("a", 2)])
+    assert tables(database)[0] == [("a", 2, "{}")]
+
+
+async def test_lost_readers_are_replaced_unnoticed(db: Postgres, database: str) -> None:
+    """A read finds a working connection after the server ended all of the pool's."""
+    await db.write([upsert("a", 1)])
+    assert await db.load(["a"])
+    assert query(database, TERMINATE, "itemstore reader %") == [True]
+    assert await db.load(["a"]) == [row(upsert("a", 1))]
+
+
+async def test_a_lost_preload_comes_back(db: Postgres, database: str) -> None:
+    """A page on a connection that the server ended is StorageAway; the same again succeeds."""
+    await db.write([upsert("a", 1)])
+    assert await db.page("", 10)
+    assert query(database, TERMINATE, "itemstore preload %") == [True]
+    with pytest.raises(StorageAway):
+        await db.page("", 10)
+    assert await db.page("", 10) == [row(upsert("a", 1))]
+
+
+async def test_the_session_of_a_lost_connection_is_ended(db: Postgres, database: str) -> None:
+    """Before a write is repeated, the server no longer executes the one whose answer was lost.
+
+    1. a write of "a" hangs in the server, on a lock
+    2. the connection breaks on our side; the server does not notice, and would go on
+    3. the same write is sent again, on a new connection
+    4. the old session is gone before the new one does anything
+    """
+    await db.write([upsert("a", 1)])
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE items")
+        hanging = asyncio.create_task(db.write([upsert("a", 2, b'{"lost":1}')]))
+        [old] = await waiting_for_a_lock(database, 1)
+        break_connection(db)
+        with pytest.raises(StorageAway):
+            await hanging
+        assert query(database, ALIVE, [old]) == [old]
+        again = asyncio.create_task(db.write([upsert("a", 3)]))
+        [new] = await waiting_for_a_lock(database, 1, besides=old)
+        assert query(database, ALIVE, [old, new]) == [new]
+    await again
+    assert tables(database)[0] == [("a", 3, "{}")]  # 4
+
+
+async def test_a_cancelled_write_is_ended_in_the_server(db: Postgres, database: str) -> None:
+    """A write that was cancelled while it hung has no effect later and does not break the next."""
+    with psycopg.connect(database) as holder:
+        await db.write([upsert("a", 1)])
+        holder.execute("LOCK TABLE items")
+        hanging = asyncio.create_task(db.write([upsert("a", 2)]))
+        [old] = await waiting_for_a_lock(database, 1)
+        hanging.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await hanging
+        again = asyncio.create_task(db.write([upsert("b", 3)]))
+        await waiting_for_a_lock(database, 1, besides=old)
+        assert query(database, ALIVE, [old]) == []
+    await again
+    assert tables(database)[0] == [("a", 1, "{}"), ("b", 3, "{}")]
+
+
+async def test_a_write_that_takes_too_long_is_slow(
+    db: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that exceeds its time is StorageSlow, takes no effect later, and can be repeated."""
+    monkeypatch.setattr(postgres, "WRITE_TIMEOUT_S", 0.05)
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE items")
+        with pytest.raises(StorageSlow):
+            await db.write([upsert("a", 1)])
+    monkeypatch.undo()
+    await db.write([upsert("b", 2)])
+    assert tables(database)[0] == [("b", 2, "{}")]
+
+
+@pytest.mark.parametrize("call", ["write", "load", "page", "select", "lease_ids", "purge"])
+async def test_a_cancelled_call_does_not_break_the_next(
+    db: Postgres, database: str, call: str
+) -> None:
+    """Each call can be cancelled at any of its awaits, and the next one works."""
+    await db.write([upsert("a", 1)])
+    calls: dict[str, Callable[[], Awaitable[object]]] = {
+        "write": lambda: db.write([upsert("b", 2)]),
+        "load": lambda: db.load(["a"]),
+        "page": lambda: db.page("", 10),
+        "select": lambda: db.select(ListQuery(10, BYTES, count=True)),
+        "lease_ids": lambda: db.lease_ids(3),
+        "purge": lambda: db.purge(1),
+    }
+    for turns in (0, 1, 2, 3, 5, 8):
+        task = asyncio.ensure_future(calls[call]())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert await db.load(["a"]) == [row(upsert("a", 1))]
+    await calls[call]()
+
+
+async def test_a_full_pool_is_away(db: Postgres, database: str) -> None:
+    """Reads beyond the pool's connections wait; when it takes too long they are StorageAway."""
+    with psycopg.connect(database) as holder:
+        holder.execute("LOCK TABLE items")
+        hanging = [asyncio.create_task(db.load(["a"])) for _ in range(postgres.POOL_MAX)]
+        await waiting_for_a_lock(database, postgres.POOL_MAX)
+        db._pool.timeout = 0.01
+        with pytest.raises(StorageAway):
+            await db.load(["a"])
+    assert await asyncio.gather(*hanging) == [[]] * postgres.POOL_MAX
+
+
+# --- what cannot be reached, and what will not be let in
+
+
+async def test_a_closed_port_is_away() -> None:
+    """A server that does not listen may be starting: the same again may succeed."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        storage = Postgres(f"host=127.0.0.1 port={unheard.getsockname()[1]} dbname=x user=x")
+        with pytest.raises(StorageAway):
+            await storage.open()
+        await storage.close()
+
+
+async def test_an_unknown_database_is_broken(each_dsn: str) -> None:
+    """A database that does not exist will not come into being by waiting."""
+    storage = Postgres(make_conninfo(each_dsn, dbname="nowhere"))
+    with pytest.raises(StorageBroken, match="nowhere"):
+        await storage.open()
+    await storage.close()
+
+
+async def test_a_wrong_password_is_broken(each_dsn: str) -> None:
+    """A password that is wrong, or missing, stays so."""
+    role = make_role(each_dsn, password="right")
+    demand_password(each_dsn, role)
+    for password in ("wrong", ""):
+        storage = Postgres(make_conninfo(each_dsn, user=role, password=password))
+        with pytest.raises(StorageBroken, match="password"):
+            await storage.open()
+        await storage.close()
+
+
+def test_what_is_no_connection_string_is_broken() -> None:
+    """A connection string that cannot be read is refused before anything is tried."""
+    with pytest.raises(StorageBroken, match="DATABASE_URL"):
+        Postgres("postgresql://user@host:port/x?nonsense=1")
+
+
+async def test_a_database_that_may_not_be_written_is_away(own_db: Postgres, each_dsn: str) -> None:
+    """A server that is read-only for now, such as a standby, may become writable."""
+    name = conninfo_to_dict(each_dsn)["dbname"]
+    query(each_dsn, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+    other = Postgres(each_dsn)
+    with pytest.raises(StorageAway, match="25006"):
+        await other.open()
+    await other.close()
+
+
+async def test_a_missing_table_is_broken(own_db: Postgres, each_dsn: str) -> None:
+    """A table that somebody dropped does not come back by waiting."""
+    query(each_dsn, "DROP TABLE tombstones")
+    with pytest.raises(StorageBroken, match="42P01"):
+        await own_db.write([upsert("a", 1)])
+
+
+@pytest.mark.parametrize(
+    ("states", "kind"),
+    [
+        ("08000 08003 08006 08001 08004 08007 08P01", StorageAway),
+        ("40000 40001 40002 40003 40P01", StorageAway),
+        ("53000 53100 53200 53300 53400", StorageAway),
+        ("57P01 57P02 57P03 57P04 57P05", StorageAway),
+        ("58000 58030", StorageAway),
+        ("25006", StorageAway),
+        ("55P03 57014", StorageSlow),
+        ("22000 22001 22003 22008 22021 22023 22030 22P02 22P05", StorageRefused),
+        ("23000 23502 23503 23505 23514 23P01", StorageRefused),
+        ("54000 54001 54011", StorageRefused),
+        ("42501 42601 42703 42804 42883 42P01 42P07 42P10", StorageBroken),
+        ("28000 28P01 3D000 3F000 0A000 21000 25001 25P02 XX000 XX001", StorageBroken),
+    ],
+)
+def test_errors_are_classified_by_sqlstate(states: str, kind: type[StorageError]) -> None:
+    """The SQLSTATE decides what can be done: again, less of it, without the row, or nothing."""
+    for state in states.split():
+        failure = classify(psycopg.errors.lookup(state)("what the server said\nLINE 1: …"))
+        assert type(failure) is kind, state
+        assert str(failure) == f"what the server said ({state})"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (TimeoutError(), StorageSlow),
+        (ConnectionResetError("gone"), StorageAway),
+        (OSError(28, "No space left on device"), StorageAway),
+        ("\ud800", StorageRefused),
+        (psycopg.DataError("NUL"), StorageRefused),
+        (psycopg.OperationalError("server closed the connection unexpectedly"), StorageAway),
+        (psycopg.OperationalError("connection is bad"), StorageAway),
+        (psycopg.OperationalError("connection timeout expired"), StorageAway),
+        (psycopg.InterfaceError("the connection is closed"), StorageAway),
+        (psycopg.OperationalError('FATAL:  database "x" does not exist'), StorageBroken),
+        (psycopg.OperationalError("FATAL:  password authentication failed"), StorageBroken),
+        (psycopg.OperationalError("fe_sendauth: no password supplied"), StorageBroken),
+        (psycopg.OperationalError("FATAL:  no pg_hba.conf entry for host"), StorageBroken),
+        (psycopg.ProgrammingError("the query has 1 placeholder"), StorageBroken),
+        (psycopg.NotSupportedError("not supported"), StorageBroken),
+        (ValueError("a bug of ours"), StorageBroken),
+        (KeyError("a bug of ours"), StorageBroken),
+    ],
+    ids=repr,
+)
+def test_errors_without_an_sqlstate_are_classified(
+    error: Exception | str, kind: type[StorageError]
+) -> None:
+    """What never reached the server is told by the driver's class and words."""
+    if isinstance(error, str):
+        with pytest.raises(UnicodeEncodeError) as raised:
+            error.encode()
+        error = raised.value
+    assert type(classify(error)) is kind
+
+
+def test_a_failure_without_words_has_a_name() -> None:
+    """An error without a message is told by its class."""
+    assert str(classify(TimeoutError())) == "TimeoutError"
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        (StorageAway, "away"),
+        (StorageSlow, "slow"),
+        (StorageRefused, "refused"),
+        (StorageBroken, "broken"),
+    ],
+)
+def test_each_kind_of_failure_has_a_word(kind: type[StorageError], word: str) -> None:
+    """Logs and metrics name a failure in one word."""
+    assert kind.kind == word
+
+
+# --- helpers
+
+TERMINATE = """
+SELECT bool_and(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity
+ WHERE datname = current_database() AND application_name LIKE %s
+"""
+ALIVE = "SELECT pid FROM pg_stat_activity WHERE pid = ANY(%s) ORDER BY pid"
+WAITING = """
+SELECT pid FROM pg_stat_activity
+ WHERE datname = current_database() AND wait_event_type = 'Lock' AND pid <> %s
+"""
+
+
+async def waiting_for_a_lock(dsn: str, count: int, *, besides: int = 0) -> list[int]:
+    """The pids of so many sessions that wait for a lock, as soon as there are so many."""
+    for _ in range(5_000):
+        pids: list[int] = await asyncio.to_thread(query, dsn, WAITING, besides)
+        if len(pids) == count:
+            return pids
+    raise AssertionError("nobody waits for a lock")
+
+
+def break_connection(storage: Postgres) -> None:
+    """Cuts the writer's connection on our side, as if the network had eaten it."""
+    connection = storage._writer._connection
+    assert connection is not None
+    with socket.socket(fileno=socket.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
+
+
+def make_role(dsn: str, *grants: str, password: str = "") -> str:
+    """A new role with these rights, besides that to enter the schema."""
+    role = f"role_{next(_numbers)}"
+    query(dsn, f"CREATE ROLE {role} LOGIN PASSWORD '{password}'")
+    for grant in ("GRANT USAGE ON SCHEMA public", *grants):
+        query(dsn, f"{grant} TO {role}")
+    return role
+
+
+def demand_password(dsn: str, role: str) -> None:
+    """Has the server ask this role for its password from now on."""
+    [file] = query(dsn, "SHOW hba_file")
+    hba = Path(file)
+    hba.write_text(f"local all {role} scram-sha-256\n{hba.read_text()}")
+    query(dsn, "SELECT pg_reload_conf()")
+    for _ in range(5_000):
+        try:
+            query(make_conninfo(dsn, user=role), "SELECT 1")
+        except psycopg.OperationalError:
+            return
+    raise AssertionError("the server asks for no password")
