@@ -79,7 +79,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION itemstore_foreign_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    NEW.version    := itemstore_version(CASE TG_OP WHEN 'UPDATE' THEN OLD.version ELSE 0 END);
+    NEW.version    := itemstore_version(greatest(
+        CASE TG_OP WHEN 'UPDATE' THEN OLD.version ELSE 0 END,
+        (SELECT version FROM tombstones WHERE id = NEW.id)));
     NEW.updated_at := timestamptz 'epoch' + NEW.version * interval '1 microsecond';
     NEW.created_at := coalesce(NEW.created_at, NEW.updated_at);
     IF TG_OP = 'UPDATE' AND OLD.id <> NEW.id THEN

@@ -78,9 +78,13 @@ def _cities(file: Path | None) -> list[City]:
         found = orjson.loads((file or _fetched()).read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:
         raise CitiesMissing(f"{file or PACKAGE} cannot be read: {error}") from error
-    if not isinstance(found, list) or not all(isinstance(each, dict) for each in found):
-        raise CitiesMissing(f"{file or PACKAGE} is not an array of objects")
+    if not isinstance(found, list) or not all(map(_is_city, found)):
+        raise CitiesMissing(f"{file or PACKAGE} is not an array of cities")
     return found
+
+
+def _is_city(value: object) -> bool:
+    return isinstance(value, dict) and value.keys() >= {"country", "name", "lat", "lng"}
 
 
 def _fetched() -> Path:
@@ -144,7 +148,7 @@ class _Clock:
 
     def _note(self, phase: str, done: int) -> None:
         at_s = time.perf_counter() - self._started
-        self._result.of(self._items, phase).add(at_s=at_s, done=done)
+        self._result.add(self._items, phase, at_s=at_s, done=done)
 
 
 def _there_and_back(dsn: str, cities: Cities, durability: str, clock: _Clock) -> list[str]:
@@ -227,7 +231,7 @@ def _phases(result: Result) -> Iterator[tuple[str, int, float]]:
     [items] = result.sizes()
     ended = 0.0
     for phase in PHASES:
-        at_s = result.of(items, phase).values["at_s"]
+        at_s = result.of(items, phase)["at_s"]
         if phase == READ_AGAIN:
             yield "restart", 0, at_s[0] - ended
         ended = at_s[-1]
@@ -240,7 +244,7 @@ _COLORS: Final = (charts.ORANGE, charts.BLUE, charts.GREEN)
 def plot(result: Result) -> Figure:
     figure, (axes,) = charts.panels(1)
     [items] = result.sizes()
-    values = [result.of(items, phase).values for phase in PHASES]
+    values = [result.of(items, phase) for phase in PHASES]
     for phase, each, color in zip(PHASES, values, _COLORS, strict=True):
         axes.plot(each["at_s"], each["done"], label=phase, color=color, lw=1.6)
     restart = values[1]["at_s"][-1], values[2]["at_s"][0]

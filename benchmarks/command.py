@@ -38,9 +38,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument("--quick", action="store_true", help="a small measurement, to try it out")
-    made.add_argument("--json", type=Path, metavar="FILE", help="write every single value")
-    made.add_argument("--svg", type=Path, metavar="FILE", help="write the plot (or a .png)")
+    made.add_argument("--json", type=_target, metavar="FILE", help="write every single value")
+    made.add_argument("--svg", type=_target, metavar="FILE", help="write the plot (or a .png)")
     return made
+
+
+def _target(text: str) -> Path:
+    """Looked at now: what cannot be written is not to be found out after the measurement."""
+    file = Path(text)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {file.parent}")
+    return file
 
 
 def parse_sizes(description: str | None) -> argparse.Namespace:

@@ -77,7 +77,7 @@ def _claims(results: Results) -> str:
         (f"memory with {items:,} items", f"{claimed:g} MB", _resident(results, items, "preload"))
         for items, claimed in memory.CLAIMED_MB.items()
     ]
-    lazy = results["startup"].of(_LARGEST, "lazy").values["first_answer_s"]
+    lazy = results["startup"].of(_LARGEST, "lazy")["first_answer_s"]
     rows = [
         *preload,
         *resident,
@@ -92,16 +92,16 @@ def _claims(results: Results) -> str:
 
 
 def _hydrated(results: Results, items: int) -> str:
-    return spread(results["startup"].of(items, "preload").values["hydrated_s"])
+    return spread(results["startup"].of(items, "preload")["hydrated_s"])
 
 
 def _resident(results: Results, items: int, mode: str) -> str:
-    return f"{spread(results['memory'].of(items, mode).values['resident_bytes'], MB)} MB"
+    return f"{spread(results['memory'].of(items, mode)['resident_bytes'], MB)} MB"
 
 
 def _targets(results: Results) -> str:
-    preload = results["startup"].of(_LARGEST, "preload").values
-    copy = results["startup"].of(_LARGEST, "copy").values
+    preload = results["startup"].of(_LARGEST, "preload")
+    copy = results["startup"].of(_LARGEST, "copy")
     ratio = ratios(preload["hydrated_s"], copy["total_s"])
     item = memory.item_bytes(results["memory"], _LARGEST)
     rows = [

@@ -52,7 +52,9 @@ def _measure(dataset: Dataset, mode: str, result: Result) -> None:
         _fill(server, dataset, mode)
         resident, peak = _memory(server.pid)
         estimate = orjson.loads(server.wait_for("/stats").body)["itemstore_cache_bytes"]
-    result.of(dataset.items, mode).add(
+    result.add(
+        dataset.items,
+        mode,
         resident_bytes=resident,
         peak_bytes=peak,
         estimate_bytes=estimate,
@@ -81,8 +83,8 @@ def _memory(pid: int) -> tuple[int, int]:
 
 def item_bytes(result: Result, items: int) -> list[float]:
     """Run by run, what one preloaded item takes."""
-    full = result.of(items, "preload").values["resident_bytes"]
-    empty = result.of(0, "preload").values["resident_bytes"]
+    full = result.of(items, "preload")["resident_bytes"]
+    empty = result.of(0, "preload")["resident_bytes"]
     return [(with_items - without) / items for with_items, without in zip(full, empty, strict=True)]
 
 
@@ -91,10 +93,10 @@ def tables(result: Result) -> list[Table]:
 
 
 def _process(result: Result) -> Table:
-    empty = result.of(0, "preload").values
+    empty = result.of(0, "preload")
     rows = [("0", spread(empty["resident_bytes"], MB), spread(empty["peak_bytes"], MB), "")]
     for items in result.sizes():
-        preload, lazy = (result.of(items, mode).values for mode in ("preload", "lazy"))
+        preload, lazy = (result.of(items, mode) for mode in ("preload", "lazy"))
         rows.append(
             (
                 f"{items:,}",
@@ -109,7 +111,7 @@ def _process(result: Result) -> Table:
 def _item(result: Result) -> Table:
     rows = []
     for items in result.sizes():
-        values = result.of(items, "preload").values
+        values = result.of(items, "preload")
         rows.append(
             (
                 f"{items:,}",
@@ -141,9 +143,7 @@ def plot(result: Result) -> Figure:
         ("estimate_bytes", "itemstore's estimate", charts.BLUE),
         ("json_bytes", "its JSON", charts.PURPLE),
     ):
-        values = [
-            [v / items for v in result.of(items, "preload").values[measure]] for items in sizes
-        ]
+        values = [[v / items for v in result.of(items, "preload")[measure]] for items in sizes]
         charts.runs(item, sizes, values, label, color)
     charts.by_items(item, "Memory of one item", "bytes", log_y=False)
     return figure

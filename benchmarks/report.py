@@ -28,17 +28,17 @@ GIB: Final = 1024**3
 MB: Final = 1_000_000
 
 
+#: Measure → its value in each run, in order.
+Values = dict[str, list[float]]
+
+
 @dataclass(frozen=True, slots=True)
 class Series:
-    """The runs of one configuration: measure → its value in each run, in order."""
+    """The runs of one configuration."""
 
     items: int
     mode: str
-    values: dict[str, list[float]] = field(default_factory=dict)
-
-    def add(self, **values: float) -> None:
-        for name, value in values.items():
-            self.values.setdefault(name, []).append(value)
+    values: Values = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +47,27 @@ class Result:
     environment: dict[str, str]
     series: list[Series] = field(default_factory=list)
 
-    def of(self, items: int, mode: str) -> Series:
-        """The series of this configuration, made when first asked for."""
+    def add(self, items: int, mode: str, **values: float) -> None:
+        """One more run of a configuration."""
+        series = self._find(items, mode)
+        if series is None:
+            series = Series(items, mode)
+            self.series.append(series)
+        for measure, value in values.items():
+            series.values.setdefault(measure, []).append(value)
+
+    def of(self, items: int, mode: str) -> Values:
+        """Raises LookupError if that was not measured."""
+        series = self._find(items, mode)
+        if series is None:
+            raise LookupError(f"{self.benchmark}: {items:,} items, {mode}, were not measured")
+        return series.values
+
+    def _find(self, items: int, mode: str) -> Series | None:
         for each in self.series:
             if (each.items, each.mode) == (items, mode):
                 return each
-        self.series.append(Series(items, mode))
-        return self.series[-1]
+        return None
 
     def sizes(self) -> list[int]:
         """The numbers of items measured, smallest first; without the empty store."""
@@ -61,7 +75,7 @@ class Result:
 
     def values(self, mode: str, measure: str) -> list[list[float]]:
         """Size by size, the value of each run."""
-        return [self.of(items, mode).values[measure] for items in self.sizes()]
+        return [self.of(items, mode)[measure] for items in self.sizes()]
 
     def write(self, file: Path) -> None:
         file.write_bytes(orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2) + b"\n")
@@ -94,12 +108,10 @@ class Table:
 
 
 def spread(values: Sequence[float], per: float = 1.0) -> str:
-    """``median (least–greatest)``, each divided by ``per``."""
+    """``median (least–greatest)``, each divided by ``per``; one figure if they are the same."""
     scaled = [value / per for value in values]
-    middle = number(statistics.median(scaled))
-    if len(scaled) == 1:
-        return middle
-    return f"{middle} ({number(min(scaled))}–{number(max(scaled))})"
+    middle, least, greatest = map(number, (statistics.median(scaled), min(scaled), max(scaled)))
+    return middle if least == greatest else f"{middle} ({least}–{greatest})"
 
 
 def number(value: float) -> str:

@@ -64,15 +64,17 @@ def _warm_up(datasets: list[Dataset]) -> None:
 
 def _measure(dataset: Dataset, result: Result, idle_s: float) -> None:
     """One run; the three configurations one after the other, so that noise hits them alike."""
-    result.of(dataset.items, "copy").add(total_s=copy_out(dataset.dsn))
+    result.add(dataset.items, "copy", total_s=copy_out(dataset.dsn))
     with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="true") as server:
-        result.of(dataset.items, "lazy").add(first_answer_s=_first_answer(server, dataset))
+        result.add(dataset.items, "lazy", first_answer_s=_first_answer(server, dataset))
     with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="false") as server:
         first_answer_s = _first_answer(server, dataset)
         preload = _probe(server, dataset, is_hydrated)
         hydrated_s = time.perf_counter() - server.started
         idle = _probe_for(idle_s, server, dataset)
-    result.of(dataset.items, "preload").add(
+    result.add(
+        dataset.items,
+        "preload",
         first_answer_s=first_answer_s,
         hydrated_s=hydrated_s,
         preload_p99_ms=preload.p99,
@@ -146,7 +148,7 @@ def tables(result: Result) -> list[Table]:
 def _times(result: Result) -> Table:
     rows = []
     for items in result.sizes():
-        preload, lazy, copy = (result.of(items, mode).values for mode in _MODES)
+        preload, lazy, copy = (result.of(items, mode) for mode in _MODES)
         ratio = ratios(preload["hydrated_s"], copy["total_s"])
         rows.append(
             (
@@ -176,7 +178,7 @@ def _requests(result: Result) -> Table:
     measures = ("preload_p99_ms", "preload_max_ms", "idle_p99_ms", "idle_max_ms")
     rows = []
     for items in result.sizes():
-        values = result.of(items, "preload").values
+        values = result.of(items, "preload")
         rows.append((f"{items:,}", *(spread(values[measure]) for measure in measures)))
     columns = ("items", "p99, preload", "max, preload", "p99, idle", "max, idle")
     return Table("Milliseconds a request takes", columns, rows)

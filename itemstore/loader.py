@@ -24,7 +24,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from itemstore.core.cache import Cache, Row
+from itemstore.core.cache import Cache, Load, Row
 from itemstore.core.queue import WriteQueue
 from itemstore.errors import DatabaseUnavailable, Overloaded
 from itemstore.storage import Storage, StorageError
@@ -32,7 +32,6 @@ from itemstore.storage import Storage, StorageError
 LOAD_IDS_MAX: Final = 1_000  # ids in one query
 LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
 WANTED_MAX: Final = 20_000  # ids waiting; beyond that a miss is refused
-PAGE_ITEMS: Final = 2_000  # a page is turned into Python objects in one go: about 3 ms
 INSTALL_ITEMS: Final = 500  # then requests get their turn
 RETRY_MAX_S: Final = 2.0
 PROGRESS_INTERVAL_S: Final = 2.0
@@ -113,7 +112,8 @@ class Loader:
             self._cache.note_absent(load, [item_id for item_id in batch if item_id not in found])
         except StorageError as error:
             failure = DatabaseUnavailable(
-                f"The item is not in memory and PostgreSQL does not answer ({error}). Repeat later."
+                f"The item is not in memory and PostgreSQL does not answer ({error.kind}). "
+                "Repeat later."
             )
         except Exception as error:  # a reader must never wait for ever for a bug of ours
             failure = error
@@ -124,22 +124,23 @@ class Loader:
                 _resolve(future, failure)
 
     async def preload(self, estimate: int) -> None:
-        """Fills the cache page by page, by id, and then calls it hydrated.
+        """Fills the cache page by page, and then calls it hydrated.
 
-        The next page's query is under way while this page's rows are installed. A page that
-        cannot be read is asked for again until it can.
+        The next page is read while this page's rows are installed. A page that cannot be read is
+        asked for again until it can.
         """
         self.estimate = estimate
         started = told = self._monotonic()
         load = self._cache.begin_load()
-        page = asyncio.create_task(self._page(""))
+        page = asyncio.create_task(self._page(0))
         try:
-            while rows := await page:
-                following = self._cache.begin_load()
-                page = asyncio.create_task(self._page(rows[-1][0]))
+            while True:
+                rows, position = await page
+                if position is not None:
+                    page = asyncio.create_task(self._page(position))
                 await self._install(load, rows)
-                self._cache.end_load(load)
-                load = following
+                if position is None:
+                    break
                 if self._monotonic() - told > PROGRESS_INTERVAL_S:
                     told = self._monotonic()
                     self._log.info("preload", loaded=self.preloaded, estimate=estimate)
@@ -151,21 +152,17 @@ class Loader:
                 await page
         self._log.info("hydrated", items=len(self._cache), s=round(self._monotonic() - started, 3))
 
-    async def _install(self, load: object, rows: list[Row]) -> None:
+    async def _install(self, load: Load, rows: list[Row]) -> None:
         for start in range(0, len(rows), INSTALL_ITEMS):
             await asyncio.sleep(0)
-            self._cache.install(
-                load,  # type: ignore[arg-type]
-                rows[start : start + INSTALL_ITEMS],
-                self._queue.pending_ids(),
-            )
-        self.preloaded += len(rows)
+            part = rows[start : start + INSTALL_ITEMS]
+            self.preloaded += self._cache.install(load, part, self._queue.pending_ids())
 
-    async def _page(self, after: str) -> list[Row]:
+    async def _page(self, position: int) -> tuple[list[Row], int | None]:
         attempt = 0
         while True:
             try:
-                return await self._storage.page(after, PAGE_ITEMS)
+                return await self._storage.page(position)
             except StorageError as error:
                 delay = min(0.05 * 2 ** min(attempt, 16), RETRY_MAX_S)
                 delay *= self._chance.uniform(0.5, 1.0)

@@ -19,6 +19,8 @@ from structlog.typing import FilteringBoundLogger
 
 LINES_MAX: Final = 10_000  # waiting to be written; at about 300 bytes each, 3 MB
 
+_DROPPED: Final = '{"message":"log_lines_dropped","level":"warning","lines":%d}\n'
+
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
@@ -37,6 +39,8 @@ class LineWriter:
 
     def __init__(self, stream: TextIO, *, is_console: bool = False) -> None:
         self._stream = stream
+        #: What is written when lines were dropped, with their number in it.
+        self._notice = "log lines dropped: %d\n" if is_console else _DROPPED
         #: Whether a person reads along.
         self.is_console = is_console
         self._lines: queue.Queue[str | None] = queue.Queue(LINES_MAX)
@@ -74,7 +78,7 @@ class LineWriter:
 
     def _tell_dropped(self) -> None:
         if self.dropped > self._told:
-            self._stream.write(f"log lines dropped: {self.dropped - self._told}\n")
+            self._stream.write(self._notice % (self.dropped - self._told))
             self._told = self.dropped
 
 
@@ -88,7 +92,10 @@ def server_logger(
     render: list[Any] = (
         [structlog.dev.ConsoleRenderer(colors=stream.isatty())]
         if is_console
-        else [structlog.processors.JSONRenderer(serializer=_dumps)]
+        else [
+            structlog.processors.EventRenamer("message"),  # as Railway's log wants it
+            structlog.processors.JSONRenderer(serializer=_dumps),
+        ]
     )
     logger: FilteringBoundLogger = structlog.wrap_logger(
         writer,

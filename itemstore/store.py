@@ -20,11 +20,11 @@ from structlog.typing import FilteringBoundLogger
 
 from itemstore import memory
 from itemstore.admission import Admission
+from itemstore.allocator import Allocator
 from itemstore.core import listing
 from itemstore.core.cache import Cache
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.ids import IdPool
 from itemstore.core.item import Item, check_id, created_us_of, next_version, pack
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
 from itemstore.core.queue import Change, WriteQueue
@@ -46,8 +46,6 @@ from itemstore.persister import Persister
 from itemstore.storage import Found, ListQuery, Storage, StorageAway, StorageError
 from itemstore.watcher import Watcher
 
-ID_BLOCK: Final = 1_024  # generated ids leased at a time
-ID_LOW: Final = ID_BLOCK // 2  # when the next block is leased, in the background
 CONNECT_RETRY_MAX_S: Final = 2.0
 #: After PostgreSQL has failed for so long, what needs it is refused at once instead of waiting.
 AWAY_MAX_S: Final = 5.0
@@ -111,8 +109,7 @@ class ItemStore:
         self._now_us = now_us
         self._monotonic = monotonic
         self._version = 0
-        self._ids = IdPool()
-        self._refilling: asyncio.Task[None] | None = None
+        self._ids = Allocator(storage, self._is_used)
         self._persisting: asyncio.Task[None] | None = None
         self._preloading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
@@ -217,7 +214,8 @@ class ItemStore:
         limit_s = self.options.shutdown_timeout_s if time_limit_s is None else time_limit_s
         self._closed_by = Stopping
         self.admission.close(Stopping("The store is closing; nothing was changed."))
-        await _end(self._preloading, self._refilling, self._watching)
+        await _end(self._preloading, self._watching)
+        await self._ids.close()
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
@@ -278,7 +276,7 @@ class ItemStore:
             rows, number = await self._storage.select(query)
         except StorageError as error:
             raise DatabaseUnavailable(
-                f"A list needs PostgreSQL, which cannot be read now: {error}. Repeat later."
+                f"A list needs PostgreSQL, which cannot be read now ({error.kind}). Repeat later."
             ) from error
         return listing.page(rows, limit=limit, order=order, prefix=prefix, count=number)
 
@@ -315,6 +313,10 @@ class ItemStore:
         if self.cache.is_absent(item_id) or self.queue.get(item_id) is not None:
             return None  # what is pending and not cached is a delete
         return UNKNOWN
+
+    def _is_used(self, item_id: str) -> bool:
+        """Whether an item of this id was written here; PostgreSQL may not know it yet."""
+        return item_id in self.cache.entries or self.queue.get(item_id) is not None
 
     async def _load(self, item_id: str) -> None:
         try:
@@ -439,7 +441,7 @@ class ItemStore:
                 item_id, old = self._ids.take(), None
                 if item_id is not None:
                     break
-                await self._refill_ids()
+                await self._ids.refill()
             else:
                 item_id = operation.id
                 known = self._known(item_id)
@@ -462,7 +464,6 @@ class ItemStore:
             self.cache.put(item_id, entry)
         if old is None:
             self._ids.claim(item_id)
-            self._refill_ids_if_low()
         done = None
         if level is Durability.COMMIT:
             done = asyncio.get_running_loop().create_future()
@@ -499,41 +500,6 @@ class ItemStore:
         await self._acknowledge(accepted, deadline)
         return None if accepted.change.deleted else _item(accepted.change)
 
-    # --- generated ids
-
-    async def _refill_ids(self) -> None:
-        refilling = self._refilling_ids()
-        await asyncio.wait([refilling])  # goes on if whoever waits gives up
-        self._check_open()  # closing has cancelled it
-        try:
-            refilling.result()
-        except StorageError as error:
-            raise DatabaseUnavailable(
-                f"A generated id needs PostgreSQL, which does not answer ({error}). "
-                "Repeat later, or choose an id and PUT the item."
-            ) from error
-
-    def _refill_ids_if_low(self) -> None:
-        if 0 < len(self._ids) < ID_LOW:
-            self._refilling_ids()  # if it fails, who needs one will ask again
-
-    def _refilling_ids(self) -> asyncio.Task[None]:
-        if self._refilling is None or self._refilling.done():
-            self._refilling = asyncio.create_task(self._lease_ids(), name="lease_ids")
-            self._refilling.add_done_callback(_ignore_storage_error)
-        return self._refilling
-
-    async def _lease_ids(self) -> None:
-        """The ids PostgreSQL has items for are left out, and so are those written since."""
-        block, taken = await self._storage.lease_ids(ID_BLOCK)
-        self._ids.refill(
-            item_id
-            for item_id in block.ids()
-            if item_id not in taken
-            and item_id not in self.cache.entries
-            and self.queue.get(item_id) is None
-        )
-
     # --- the state of things
 
     def _check_open(self) -> None:
@@ -550,9 +516,10 @@ class ItemStore:
         if persister.failing_since is None:
             return
         failing_s = self._monotonic() - persister.failing_since
+        kind = persister.failure.kind if persister.failure else "away"
         if persister.is_halted or failing_s > AWAY_MAX_S:
             raise DatabaseUnavailable(
-                f"PostgreSQL has not taken a write for {failing_s:.0f} s ({persister.failure}); "
+                f"PostgreSQL has not taken a write for {failing_s:.0f} s ({kind}); "
                 f"{meanwhile}. Repeat later."
             )
 
@@ -585,11 +552,6 @@ def _settle(future: asyncio.Future[None], failure: Exception | None) -> None:
     else:
         future.set_exception(failure)
         future.exception()  # its writer may be gone: that is no news
-
-
-def _ignore_storage_error(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        task.exception()
 
 
 async def _end(*tasks: asyncio.Task[None] | None) -> None:

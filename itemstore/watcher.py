@@ -13,7 +13,7 @@ half a second and nothing else. A note is deleted only after it was taken over.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -72,7 +72,8 @@ class Watcher:
             self._cache.end_load(load)
         done = [change for change in changes if change.id not in load.touched]
         self._truncate(done)
-        self._apply([state for state in states if state.id not in load.touched])
+        noted = {change.id: change.version for change in changes}
+        self._apply([state for state in states if state.id not in load.touched], noted)
         await self._storage.forget_foreign_changes([change.seq for change in done])
         self._tell(done)
         return len(changes)
@@ -83,10 +84,11 @@ class Watcher:
             if not change.id:
                 self._cache.truncate(change.version, self._queue.pending_ids())
 
-    def _apply(self, states: Sequence[State]) -> None:
+    def _apply(self, states: Sequence[State], noted: Mapping[str, int]) -> None:
         for state in states:
             self._on_version(state.version)
-            if state.version <= self._newest(state.id):
+            # Of an item that is gone the tombstone may be purged already; the note knows as well.
+            if max(state.version, noted[state.id]) <= self._newest(state.id):
                 continue
             if state.entry is None:
                 self._cache.remove(state.id)

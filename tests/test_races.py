@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
+from itemstore.allocator import ID_BLOCK
 from itemstore.core.cache import Row
 from itemstore.core.condition import Condition
 from itemstore.core.ids import IdBlock, scramble
@@ -36,7 +37,7 @@ from itemstore.loader import LOAD_IDS_MAX
 from itemstore.options import Durability, Options, Preload
 from itemstore.storage import ListQuery, StorageAway, StorageError, StorageSlow
 from itemstore.storage.postgres import Postgres
-from itemstore.store import ID_BLOCK, ItemStore
+from itemstore.store import ItemStore
 from tests.conftest import make_database
 from tests.sql import EMPTY, query, tables
 
@@ -122,9 +123,9 @@ class GatedPostgres(Postgres):
         await self._at("load", "after")
         return rows
 
-    async def page(self, after: str, limit: int) -> list[Row]:
+    async def page(self, position: int) -> tuple[list[Row], int | None]:
         await self._at("page", "before")
-        rows = await super().page(after, limit)
+        rows = await super().page(position)
         await self._at("page", "after")
         return rows
 
@@ -869,7 +870,7 @@ async def test_an_id_that_was_chosen_is_not_generated_later(race: Race) -> None:
     """A leased id that a client chose is not given out any more, even after he deleted his item."""
     store = await race.start(durability=MEMORY)
     first = await soon(store.create({}))
-    chosen = next(iter(store._ids._free))
+    chosen = next(iter(store._ids._pool._free))
     await soon(store.put(chosen, {"n": 1}))
     await store.delete(chosen)
     others = [(await soon(store.create({}))).id for _ in range(ID_BLOCK)]

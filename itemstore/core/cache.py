@@ -108,19 +108,25 @@ class Cache:
     def install(self, load: Load, rows: Iterable[Row], pending: Container[str]) -> int:
         """Keeps the rows a load brought; returns how many were new.
 
-        Left alone are ids that are cached already (what is there is as new or newer), that were
-        touched since the load began, and those ``pending``: with a change still on its way to
-        PostgreSQL, which may be a delete accepted before the load began.
+        Left alone are ids that are cached in the same or a newer version, that were touched since
+        the load began, and those ``pending``: with a change still on its way to PostgreSQL, which
+        may be a delete accepted before the load began.
         """
         entries, touched = self.entries, load.touched
         before, size = len(entries), 0
         if load.floor:
             rows = [row for row in rows if version_of(row[1]) >= load.floor]
         for item_id, entry in rows:
-            if item_id in entries or item_id in touched or item_id in pending:
+            if item_id in touched or item_id in pending:
+                continue
+            old = entries.get(item_id)
+            if old is None:
+                size += len(entry) + len(item_id)
+            elif version_of(old) < version_of(entry):  # another instance was here
+                size += len(entry) - len(old)
+            else:
                 continue
             entries[item_id] = entry
-            size += len(entry) + len(item_id)
         self._entry_bytes += size
         return len(entries) - before
 

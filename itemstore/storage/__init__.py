@@ -1,5 +1,5 @@
 """Talks to disks and servers. Nothing here decides what an item becomes; every SQL statement
-of the store stands in ``postgres.py``.
+of the store stands in ``statements.py``.
 
 ``Storage`` is the seam between the engine and PostgreSQL. It has two bodies: ``postgres.Postgres``
 and the scripted one of the simulation (``tests/simulation``); one suite of tests checks the
@@ -123,8 +123,12 @@ class Storage(Protocol):
     async def load(self, ids: Sequence[str]) -> list[Row]:
         """Those of the ids that exist."""
 
-    async def page(self, after: str, limit: int) -> list[Row]:
-        """The next items by id (byte order) beyond ``after``; empty at the end."""
+    async def page(self, position: int) -> tuple[list[Row], int | None]:
+        """Some items, and the position after them; None at the end.
+
+        Following the positions from 0 to the end brings every item that exists at the end, unless
+        this store changed it meanwhile. An item may come twice; then the newer state comes last.
+        """
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
         """A page, and the number of items that match when ``query.count``."""

@@ -12,7 +12,12 @@ from typing import Final
 from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
-from itemstore.errors import InternalError, ItemStoreError, MalformedRequest
+from itemstore.errors import (
+    InternalError,
+    ItemStoreError,
+    MalformedRequest,
+    UnsupportedMediaType,
+)
 from itemstore.store import ItemStore
 from itemstore.web import items, problems, requests, system
 from itemstore.web.traffic import Traffic
@@ -94,6 +99,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         response = await handler(request)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
+        if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
+            response.headers["Accept-Patch"] = problems.ACCEPT_PATCH
     except web.HTTPException as error:
         response = problems.response(
             problems.from_http(error, request.method, request.path), request_id

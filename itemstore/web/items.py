@@ -16,6 +16,7 @@ from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStor
 from itemstore.store import ItemStore
 from itemstore.web import problems, requests
 
+ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
 STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
@@ -32,7 +33,7 @@ async def get_item(request: web.Request) -> web.Response:
     when = requests.condition(request)
     when.check_match(item.entry)
     if when.is_unmodified(item.entry):
-        headers = {hdrs.ETAG: etag(item.version), hdrs.CACHE_CONTROL: _CACHE_CONTROL}
+        headers = {ETAG: etag(item.version), hdrs.CACHE_CONTROL: _CACHE_CONTROL}
         return web.Response(status=304, headers=headers)
     return _answer(item)
 
@@ -149,7 +150,7 @@ def _result(
 def _answer(item: Item, *, durability: str | None = None) -> web.Response:
     """The item; with the durability of the write that made it so, if one did."""
     headers: dict[str, str] = {
-        hdrs.ETAG: etag(item.version),
+        ETAG: etag(item.version),
         hdrs.CACHE_CONTROL: _CACHE_CONTROL,
     }
     status = 200

@@ -15,7 +15,6 @@ from itemstore.errors import (
     MalformedRequest,
     MethodNotAllowed,
     RouteNotFound,
-    UnsupportedMediaType,
 )
 
 CONTENT_TYPE: Final = "application/problem+json"
@@ -42,8 +41,6 @@ def response(error: ItemStoreError, request_id: str) -> web.Response:
     headers: dict[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
     if error.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
-    if isinstance(error, UnsupportedMediaType):
-        headers["Accept-Patch"] = ACCEPT_PATCH
     answer = web.Response(
         status=error.status,
         body=orjson.dumps(problem(error, request_id)),

@@ -147,7 +147,7 @@ def test_sigterm_is_logged_in_order(start: Start) -> None:
 
     assert 0 == server.wait()
     events = server.events()
-    assert ["stopping", "stopped"] == [each["event"] for each in events][-2:]
+    assert ["stopping", "stopped"] == [each["message"] for each in events][-2:]
     assert 0 == events[-1]["lost"]
 
 

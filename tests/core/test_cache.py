@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from itemstore.core.cache import ABSENT_MAX, ENTRY_OVERHEAD_BYTES, Cache, Row
+from itemstore.core.item import pack
 
 NOTHING: frozenset[str] = frozenset()
 ROWS: list[Row] = [("a", b"old a"), ("b", b"old b")]
@@ -58,12 +59,18 @@ def test_a_load_fills_empty_places(cache: Cache) -> None:
 
 
 def test_a_load_does_not_overwrite(cache: Cache) -> None:
-    """A load never replaces an entry, whether it was there before or came meanwhile."""
-    cache.put("a", b"new a")
+    """A load never replaces an entry that is as new or came meanwhile; an older one it does."""
+    new_a, new_b = pack(9, 1, b"{}"), pack(1, 1, b"{}")
+    cache.put("a", new_a)
     load = cache.begin_load()
-    cache.put("b", b"new b")
-    assert cache.install(load, ROWS, NOTHING) == 0  # 6
-    assert cache.entries == {"a": b"new a", "b": b"new b"}
+    cache.put("b", new_b)
+    rows = [("a", pack(9, 1, b'{"other":1}')), ("b", pack(9, 1, b"{}"))]
+    assert cache.install(load, rows, NOTHING) == 0  # 6
+    assert cache.entries == {"a": new_a, "b": new_b}
+    newer = pack(10, 1, b'{"longer":"than before"}')
+    assert cache.install(cache.begin_load(), [("a", newer)], NOTHING) == 0
+    assert cache.entries == {"a": newer, "b": new_b}
+    assert cache.bytes_used == recount(cache)
 
 
 def test_a_load_does_not_bring_back_what_was_removed_meanwhile(cache: Cache) -> None:
@@ -101,6 +108,32 @@ def test_each_load_is_marked(cache: Cache) -> None:
     later = cache.begin_load()
     assert (first.touched, second.touched) == ({"a", "c"}, {"a", "c"})  # 6
     assert (ended.touched, later.touched) == (set(), set())
+
+
+# --- 6. a TRUNCATE by another hand
+
+
+def versioned(item_id: str, version: int) -> Row:
+    return item_id, pack(version, 1, b"{}")
+
+
+def test_a_truncate_removes_what_is_older(cache: Cache) -> None:
+    """Items older than the TRUNCATE are gone, but for those with a change still to be written."""
+    for row in (versioned("old", 1), versioned("dirty", 2), versioned("new", 5)):
+        cache.put(*row)
+    cache.truncate(5, {"dirty"})
+    assert sorted(cache.entries) == ["dirty", "new"]
+    assert cache.bytes_used == recount(cache)
+
+
+def test_a_load_does_not_bring_back_what_was_truncated(cache: Cache) -> None:
+    """A load under way installs only what is newer than the TRUNCATE; a later one installs all."""
+    load = cache.begin_load()
+    cache.truncate(5, ())
+    rows = [versioned("a", 4), versioned("b", 5), versioned("c", 6)]
+    assert cache.install(load, rows, NOTHING) == 2  # 6
+    assert sorted(cache.entries) == ["b", "c"]
+    assert cache.install(cache.begin_load(), rows, NOTHING) == 1
 
 
 # --- 7. what is known to be absent is absent

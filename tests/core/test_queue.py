@@ -101,6 +101,20 @@ def test_part_of_a_batch_can_be_settled(queue: WriteQueue, put: Callable[..., Ch
     assert queue.get("b") is None
 
 
+def test_what_is_dirty_is_queued_or_in_flight(
+    queue: WriteQueue, put: Callable[..., Change]
+) -> None:
+    """Ids are dirty until committed; a parked one is pending, but not dirty."""
+    for item_id in ("in flight", "parked", "committed"):
+        put(item_id)
+    batch = {change.id: change for change in queue.take(ITEMS, BYTES)}
+    put("queued")
+    queue.park(batch["parked"], ValueError())
+    queue.settle([batch["committed"]])
+    assert queue.dirty_ids() == {"queued", "in flight"}
+    assert queue.pending_ids() == {"queued", "in flight", "parked"}
+
+
 def test_a_parked_change_is_kept(queue: WriteQueue, put: Callable[..., Change]) -> None:
     """A refused change is no longer dirty, but pending, and told to its writer with the reason."""
     told, reason = Calls(), ValueError("refused")

@@ -18,6 +18,7 @@ from itemstore.errors import DurabilityUnavailable, ItemStoreError
 from itemstore.options import Durability
 from itemstore.storage import ListQuery
 from itemstore.store import ItemStore
+from tests.simulation import hand
 from tests.simulation.answers import Answers, Call, Result
 from tests.simulation.disk import Disk
 from tests.simulation.truth import COUNTER, Truth
@@ -40,6 +41,7 @@ class GaveUp(Exception):
 class Clients:
     truth: Truth
     answers: Answers
+    hand: hand.Hand
     store: ItemStore
     chance: random.Random
     ids: list[str]
@@ -78,12 +80,15 @@ class Clients:
     # --- the calls
 
     async def _get(self) -> None:
-        await self.get(self._id())
+        is_others = self.chance.random() < 0.2
+        await self.get(self.chance.choice(hand.IDS) if is_others else self._id())
 
     async def get(self, item_id: str) -> Result:
         result = await self._outcome(self.store.get(item_id))
         if isinstance(result, ItemStoreError):
             self.answers.check_error(result, f"get {item_id}: {result!r}")
+        elif item_id in hand.IDS:
+            self.hand.check_get(item_id, result, is_settled=self.is_patient)
         else:
             self.answers.check_get(item_id, result)
         return result
@@ -244,7 +249,7 @@ class Clients:
 def some_ids(disk: Disk, chance: random.Random) -> list[str]:
     """Few or many ids of every kind, also such as the store is about to generate."""
     generated = [scramble(disk.next_id + number, disk.key) for number in range(6)]
-    old = sorted(item_id for item_id in disk.items if not item_id.startswith(COUNTER))
-    ids = [*"abcdef", "b\U0010ffff", "poison:1", "poison:2", "poison:3", *generated, *old[-4:]]
-    ids += chance.sample(old, min(4, len(old)))
+    old = sorted(item_id for item_id in disk.items if item_id.startswith("old:"))
+    ids = [*"abcdef", "b\U0010ffff", "poison:1", "poison:2", "poison:3", *generated, *old[-3:]]
+    ids += chance.sample(old, min(8, len(old)))
     return chance.sample(ids, chance.choice((3, 6, len(ids))))

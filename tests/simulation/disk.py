@@ -1,7 +1,8 @@
-"""A database made of dicts: what survives a crash, under the same rules as ``postgres.py``'s SQL."""
+"""A database made of dicts: what survives a crash, by the rules of the SQL in ``postgres.py``."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -13,6 +14,9 @@ from itemstore.core.queue import Change
 from itemstore.storage import ForeignChange, ListQuery, State, StorageRefused
 
 PURGE_MAX: Final = 1_000  # tombstones forgotten in one call
+PAGE_ITEMS: Final = 2  # few, so that much happens between two pages of a walk
+CHANGED_ITEMS: Final = 5
+CLOCK_MARGIN_US: Final = 1_000  # two clocks are here never further apart
 
 
 @dataclass
@@ -93,9 +97,6 @@ class Disk:
     def load(self, ids: Sequence[str]) -> list[Row]:
         return [(item_id, self.items[item_id]) for item_id in ids if item_id in self.items]
 
-    def page(self, after: str, limit: int) -> list[Row]:
-        return sorted(row for row in self.items.items() if row[0] > after)[:limit]
-
     def select(self, query: ListQuery) -> list[Row]:
         rows = [row for row in self.items.items() if row[0].startswith(query.prefix)]
         rows.sort(key=lambda row: sort_key(query.order, row), reverse=query.descending)
@@ -119,7 +120,7 @@ class Disk:
     def change_by_hand(self, item_id: str, text: bytes | None, now_us: int) -> None:
         """INSERT, UPDATE or, without a text, DELETE in psql; the triggers do the rest."""
         old = self.items.get(item_id)
-        version = max(now_us, 0 if old is None else version_of(old) + 1)
+        version = max(now_us, self.version(item_id) + 1)
         created = version if old is None else created_us_of(old)
         self._put(item_id, version, None if text is None else pack(version, created, text))
         self._foreign_seq += 1
@@ -127,6 +128,44 @@ class Disk:
 
     def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
         self.foreign = [change for change in self.foreign if change.seq not in seqs]
+
+
+class Walk:
+    """``Storage.page``, as ``walk.py`` does it: first all rows as they lie, then what changed.
+
+    A row that changes while it is walked moves, perhaps to where the walk has been already; and
+    the table may be written anew, so that all begins again.
+    """
+
+    def __init__(self, disk: Disk, chance: random.Random) -> None:
+        self._disk = disk
+        self._chance = chance
+        self._ids: list[str] = []
+        self._since = 0
+
+    def page(self, position: int) -> tuple[list[Row], int | None]:
+        items = self._disk.items
+        if position == 0:
+            self._ids = self._chance.sample(list(items), len(items))
+            self._since = max(1, self._disk.newest_version() - CLOCK_MARGIN_US)
+        if 0 <= position < len(self._ids):
+            end = position + PAGE_ITEMS
+            rows = self._disk.load(self._ids[position:end])
+            lying = [row for row in rows if not (self._is_changed(row) and self._moves())]
+            return lying, end if end < len(self._ids) else -self._since
+        after = max(-position, self._since)
+        changed = [row for row in items.items() if version_of(row[1]) > after]
+        changed.sort(key=lambda row: version_of(row[1]))
+        if len(changed) > CHANGED_ITEMS:
+            changed = changed[:CHANGED_ITEMS]
+            return changed, -version_of(changed[-1][1])
+        return changed, 0 if self._chance.random() < 0.1 else None
+
+    def _is_changed(self, row: Row) -> bool:
+        return version_of(row[1]) > self._since
+
+    def _moves(self) -> bool:
+        return self._chance.random() < 0.5
 
 
 def sort_key(order: str, row: Row) -> tuple[int, str]:

@@ -22,6 +22,8 @@ from itemstore.store import ItemStore
 from tests.simulation.answers import Answers
 from tests.simulation.clients import Clients, some_ids
 from tests.simulation.disk import Disk
+from tests.simulation.hand import IDS as HAND_IDS
+from tests.simulation.hand import Hand
 from tests.simulation.storage import FlakyStorage, Weather
 from tests.simulation.truth import Truth
 from tests.simulation.world import START_US, World
@@ -52,6 +54,7 @@ class History:
         self._disk = some_disk(self._chance)
         self._truth = Truth(world, self._disk)
         self._answers = Answers(self._truth, is_calm=self._is_calm)
+        self._hand = Hand(world, self._disk)
         self._clock_skew_us = 0
 
     async def run(self) -> None:
@@ -114,15 +117,17 @@ class History:
         )
         world.tell(f"a life begins: {self._store.options}")
         self._truth.begin(self._store)
+        self._hand.begin()
         await self._store.start()
         ids = some_ids(self._disk, chance)
-        self._clients = Clients(
-            self._truth, self._answers, self._store, random.Random(chance.random()), ids
-        )
+        ours, others = random.Random(chance.random()), random.Random(chance.random())
+        self._clients = Clients(self._truth, self._answers, self._hand, self._store, ours, ids)
         self._running = [
             asyncio.create_task(self._clients.run(chance.randint(1, CALLS_MAX)), name=f"client {n}")
             for n in range(chance.randint(1, CLIENTS_MAX))
         ]
+        changes = chance.choice((0, 0, 5, 40))
+        self._running.append(asyncio.create_task(self._hand.run(others, changes), name="hand"))
 
     async def _doom(self) -> None:
         """Returns when this life is to end: at some time, or in the midst of some call."""
@@ -156,7 +161,7 @@ class History:
         self._world.check(not cancelled, f"nobody is cancelled who did not give up: {cancelled}")
 
     async def _read_everything(self) -> None:
-        for item_id in self._truth.ids():
+        for item_id in (*self._truth.ids(), *HAND_IDS):
             await self._clients.get(item_id)
 
 

@@ -27,7 +27,7 @@ from itemstore.storage import (
     StorageError,
     StorageSlow,
 )
-from tests.simulation.disk import Disk
+from tests.simulation.disk import Disk, Walk
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ class Weather:
     """Which errors happen: now and then by chance, and in spells of one kind, until ``clear``."""
 
     def __init__(self, chance: random.Random, start_s: float, length_s: float) -> None:
-        self._chance = chance
+        self.chance = chance
         #: (from, to, kind), in seconds of the world.
         self._spells: list[tuple[float, float, str]] = []
         self.is_clear = length_s == 0
@@ -56,15 +56,15 @@ class Weather:
         self.is_clear = True
 
     def leg_s(self) -> float:
-        is_long = not self.is_clear and self._chance.random() < 0.01
-        return self._chance.choice(LONG_LEGS_S if is_long else LEGS_S)
+        is_long = not self.is_clear and self.chance.random() < 0.01
+        return self.chance.choice(LONG_LEGS_S if is_long else LEGS_S)
 
     def failure(self, now_s: float, rows: int) -> StorageError | None:
         """What befalls a call of so many rows now, if anything."""
         if self.is_clear:
             return None
         kinds = {kind for start, end, kind in self._spells if start <= now_s < end}
-        dice = self._chance.random()
+        dice = self.chance.random()
         if "away" in kinds or dice < (0.3 if "flaky" in kinds else 0.02):
             return StorageAway("away")
         if "broken" in kinds:
@@ -91,6 +91,7 @@ class FlakyStorage:
         self._is_closed = False
         self._writing = ""
         self._sent: dict[str, int] = {}
+        self._walk = Walk(disk, weather.chance)
         self._steps: Counter[str] = Counter()
         #: ``doom`` is set when the call of this name takes its so-many-th step.
         self.doom_at = ("", 0)
@@ -151,8 +152,8 @@ class FlakyStorage:
         self._check(len(ids) == len(set(ids)) > 0, f"ids in a load are unique: {ids}")
         return await self._call("load", lambda: self.disk.load(ids))
 
-    async def page(self, after: str, limit: int) -> list[Row]:
-        return await self._call("page", lambda: self.disk.page(after, limit))
+    async def page(self, position: int) -> tuple[list[Row], int | None]:
+        return await self._call("page", lambda: self._walk.page(position))
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
         rows = await self._call("select", lambda: self.disk.select(query))

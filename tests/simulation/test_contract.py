@@ -21,7 +21,9 @@ from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import LIST_ORDERS, Found, ListQuery, Storage, StorageRefused
 from itemstore.storage.postgres import Postgres
-from tests.simulation.storage import Disk, FlakyStorage, Weather
+from tests import walking
+from tests.simulation.disk import Disk
+from tests.simulation.storage import FlakyStorage, Weather
 
 NOW: Final = time.time_ns() // 1_000
 #: In byte order: one, two, three and four bytes of UTF-8 a character.
@@ -56,6 +58,20 @@ class Tables:
         if self._dsn is not None:
             async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
                 await connection.execute("ALTER TABLE items ADD CHECK (id NOT LIKE 'poison%%')")
+
+    async def change_by_hand(self, item_id: str, text: bytes | None) -> None:
+        """Somebody in psql writes, or without a text deletes, an item."""
+        self._disk.change_by_hand(item_id, text, time.time_ns() // 1_000)
+        if self._dsn is not None:
+            given = {"id": item_id, "data": text and text.decode()}
+            async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
+                if text is None:
+                    await connection.execute("DELETE FROM items WHERE id = %(id)s", given)
+                    return
+                update = "UPDATE items SET data = %(data)s WHERE id = %(id)s"
+                if not (await connection.execute(update, given)).rowcount:
+                    insert = "INSERT INTO items (id, data) VALUES (%(id)s, %(data)s)"
+                    await connection.execute(insert, given)
 
 
 def _unchecked(is_kept: bool, promise: str) -> None:
@@ -94,7 +110,7 @@ def described(changes: Sequence[Change]) -> list[Any]:
 
 
 async def items(storage: Storage) -> list[Row]:
-    return await storage.page("", 1_000)
+    return await walking.items(storage)
 
 
 # --- write
@@ -199,14 +215,25 @@ async def test_a_load_brings_those_that_exist(storage: Storage) -> None:
     assert await storage.load(["d"]) == []
 
 
-async def test_pages_follow_the_bytes_of_the_ids(storage: Storage) -> None:
-    """Pages lead through all items once, by the order of the ids' bytes, to an empty page."""
+async def test_a_walk_brings_every_item(storage: Storage) -> None:
+    """Pages lead through all items, each of them once as long as nothing changes."""
     await storage.write([upsert(item_id, NOW) for item_id in sorted(IDS)])
-    seen: list[str] = []
-    while page := await storage.page(seen[-1] if seen else "", 5):
-        assert len(page) <= 5
-        seen += [item_id for item_id, _ in page]
-    assert seen == sorted(IDS, key=str.encode)
+    walked = await walking.walk(storage)
+    assert sorted(item_id for item_id, _ in dict(walked).items()) == sorted(IDS)
+
+
+async def test_a_walk_brings_what_changed_meanwhile(tables: Tables, storage: Storage) -> None:
+    """Items that others change or add during a walk are brought in their newest state, last."""
+    await storage.write([upsert(item_id, NOW) for item_id in sorted(IDS)])
+    walked, position = await storage.page(0)
+    await tables.change_by_hand(IDS[0], b'{"by":"hand"}')
+    await tables.change_by_hand(IDS[-1], b'{"by":"hand"}')
+    await tables.change_by_hand("new", b"{}")
+    while position is not None:
+        page, position = await storage.page(position)
+        walked += page
+    newest = await storage.load([*IDS, "new"])
+    assert dict(walked) == dict(newest)
 
 
 def some_items() -> list[Change]:
@@ -298,6 +325,69 @@ async def test_a_lease_tells_which_ids_are_taken(storage: Storage) -> None:
     block, taken = await storage.lease_ids(4)
     assert block.ids() == following
     assert taken == set(following[1:3])
+
+
+# --- changes by other hands
+
+
+async def test_the_stores_own_writes_are_not_foreign(storage: Storage) -> None:
+    """Creating, replacing, deleting and reviving through the store notes nothing."""
+    for number, change in enumerate((upsert, upsert, delete, upsert, delete)):
+        await storage.write([change("a", NOW + number)])
+    assert await storage.foreign_changes() == []
+
+
+async def test_a_change_by_hand_is_noted_with_a_new_version(
+    tables: Tables, storage: Storage
+) -> None:
+    """Rows inserted, updated and deleted by hand get newer versions, and are noted in order."""
+    await storage.write([upsert("b", NOW, created=NOW - 5), upsert("c", NOW)])
+    await tables.change_by_hand("a", b'{"n":1}')
+    await tables.change_by_hand("b", b'{"n":2}')
+    await tables.change_by_hand("c", None)
+    changes = await storage.foreign_changes()
+    assert [change.id for change in changes] == ["a", "b", "c"]
+    assert [change.seq for change in changes] == sorted({change.seq for change in changes})
+    a, b, c = (change.version for change in changes)
+    assert NOW < a < b < c
+    assert sorted(await items(storage)) == [
+        row(upsert("a", a, b'{"n":1}')),
+        row(upsert("b", b, b'{"n":2}', created=NOW - 5)),
+    ]
+    states = {state.id: state for state in await storage.states(["a", "b", "c", "d"])}
+    assert [states[each].version for each in "abcd"] == [a, b, c, 0]
+    assert [states[each].entry for each in "abcd"] == [
+        upsert("a", a, b'{"n":1}').entry,
+        upsert("b", b, b'{"n":2}', created=NOW - 5).entry,
+        None,
+        None,
+    ]
+
+
+async def test_older_writes_do_not_undo_a_change_by_hand(tables: Tables, storage: Storage) -> None:
+    """A write accepted before the change by hand, and committed after it, changes nothing."""
+    await storage.write([upsert("a", NOW), upsert("b", NOW)])
+    await tables.change_by_hand("a", b'{"by":"hand"}')
+    await tables.change_by_hand("b", None)
+    expected = await items(storage)
+    await storage.write([delete("a", NOW + 1), upsert("b", NOW + 1)])
+    assert await items(storage) == expected
+
+
+async def test_forgotten_changes_do_not_come_again(tables: Tables, storage: Storage) -> None:
+    """What is taken over is forgotten and the rest stays; forgetting twice does nothing."""
+    for item_id in "abc":
+        await tables.change_by_hand(item_id, b"{}")
+    changes = await storage.foreign_changes()
+    for _ in range(2):
+        await storage.forget_foreign_changes([changes[0].seq, changes[2].seq])
+    assert await storage.foreign_changes() == [changes[1]]
+
+
+async def test_waiting_for_changes_ends_by_itself(storage: Storage) -> None:
+    """The wait for foreign changes is over at the time limit if nothing happens."""
+    async with asyncio.timeout(5):
+        await storage.await_foreign_changes(0.01)
 
 
 # --- quarantine, release, open

@@ -20,10 +20,9 @@ SEEDS: Final = 300
 
 #: Limits of the engine, made so small that some dozens of items reach them.
 SMALL: Final = {
-    "itemstore.store.ID_BLOCK": 6,
-    "itemstore.store.ID_LOW": 3,
-    "itemstore.loader.PAGE_ITEMS": 5,
-    "itemstore.loader.INSTALL_ITEMS": 2,
+    "itemstore.allocator.ID_BLOCK": 6,
+    "itemstore.allocator.ID_LOW": 3,
+    "itemstore.loader.INSTALL_ITEMS": 1,
     "itemstore.core.cache.ABSENT_MAX": 4,
     "itemstore.core.listing.PAGE_BYTES_MAX": 2_000,
     "itemstore.persister.PURGE_INTERVAL_S": 3.0,
@@ -63,11 +62,7 @@ def test_a_seed_tells_the_same_history_in_every_process() -> None:
     """A seed leads to the same history however Python hashes, so that a failure can be replayed."""
     program = f"from {__name__} import simulate; print([simulate(seed) for seed in range(5)])"
     digests = [
-        subprocess.check_output(
-            [sys.executable, "-c", program],
-            env={**os.environ, "PYTHONHASHSEED": hashing},
-            text=True,
-        )
-        for hashing in ("1", "2")
+        subprocess.check_output([sys.executable, "-c", program], env={**os.environ, **hashing})
+        for hashing in ({"PYTHONHASHSEED": "1"}, {"PYTHONHASHSEED": "2"})
     ]
     assert digests[0] == digests[1]

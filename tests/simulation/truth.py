@@ -18,6 +18,7 @@ from itemstore.core.queue import Change
 from itemstore.loader import LOADS_MAX
 from itemstore.store import ItemStore
 from tests.simulation.disk import Disk
+from tests.simulation.hand import IDS as HAND_IDS
 from tests.simulation.world import World
 
 COUNTER: Final = "counter"  # what the ids begin with whose "n" only grows, by one
@@ -108,7 +109,7 @@ class Truth:
     def _found(self) -> dict[str, bytes | None]:
         """What a new store would serve of every id."""
         found: dict[str, bytes | None] = dict.fromkeys(self._history)
-        found.update(self._disk.items)
+        found |= {each: entry for each, entry in self._disk.items.items() if each not in HAND_IDS}
         for change in self._disk.parked():
             found[change.id] = None if change.deleted else change.entry
         return found
@@ -153,6 +154,8 @@ class Truth:
         persister, admission = self.store.persister, self.store.admission
         known = persister.committed + queue.coalesced + persister.quarantined + len(queue)
         self.check(queue.accepted == known, f"the books agree: {queue.accepted}, {known}")
+        is_fine = len(queue) > 0 or persister.failing_since is None
+        self.check(is_fine, f"nothing fails when nothing is to be written: {persister.failure}")
         has_room = bool(admission._waiting) and admission._room() > 0
         self.check(not has_room, f"{len(admission._waiting)} writers wait though there is room")
         is_idle = bool(loader._wanted) and len(loader._tasks) < LOADS_MAX

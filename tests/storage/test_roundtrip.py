@@ -21,6 +21,7 @@ from itemstore.errors import InvalidInput
 from itemstore.storage import ListQuery
 from itemstore.storage.postgres import Postgres
 from tests.strategies import ANY_NUMBERS, IDS, TEXT, json_objects
+from tests.walking import items
 
 #: Many documents in one batch: a database trip costs more than drawing them.
 BATCHES = st.dictionaries(
@@ -59,10 +60,7 @@ def accepted(documents: dict[str, bytes]) -> list[Change]:
 
 async def everything(storage: Postgres) -> list[Row]:
     """All items, by pages."""
-    rows: list[Row] = []
-    while page := await storage.page(rows[-1][0] if rows else "", 30):
-        rows += page
-    return rows
+    return await items(storage)
 
 
 @settings(

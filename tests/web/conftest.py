@@ -341,7 +341,7 @@ async def service_over(
                 yield service
     finally:
         await store.close(10.0)
-    made = [event for event in service.events() if event["event"] == "internal_error"]
+    made = [event for event in service.events() if event["message"] == "internal_error"]
     assert len(made) == service.mistakes, made
 
 

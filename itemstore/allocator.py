@@ -1,0 +1,75 @@
+"""The allocator: generated ids, leased from PostgreSQL in blocks ahead of their need."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from itemstore.core.ids import IdPool
+from itemstore.errors import DatabaseUnavailable
+from itemstore.storage import Storage, StorageError
+
+ID_BLOCK: Final = 1_024  # ids leased at a time
+ID_LOW: Final = ID_BLOCK // 2  # when the next block is leased, in the background
+
+
+class Allocator:
+    """Gives out ids that no item has; ``is_used`` tells of items PostgreSQL may not know yet."""
+
+    def __init__(self, storage: Storage, is_used: Callable[[str], bool]) -> None:
+        self._storage = storage
+        self._is_used = is_used
+        self._pool = IdPool()
+        self._leasing: asyncio.Task[None] | None = None
+
+    def take(self) -> str | None:
+        """An id, or None if ``refill`` must be waited for."""
+        return self._pool.take()
+
+    def claim(self, item_id: str) -> None:
+        """An item was created under this id: it is not given out any more."""
+        self._pool.claim(item_id)
+        if 0 < len(self._pool) < ID_LOW:
+            self._lease()  # if it fails, who needs one will ask again
+
+    async def refill(self) -> None:
+        """Returns when there are ids, or the allocator was closed. Raises DatabaseUnavailable."""
+        leasing = self._lease()
+        await asyncio.wait([leasing])  # goes on if whoever waits gives up
+        if leasing.cancelled():
+            return
+        try:
+            leasing.result()
+        except StorageError as error:
+            raise DatabaseUnavailable(
+                f"A generated id needs PostgreSQL, which does not answer ({error.kind}). "
+                "Repeat later, or choose an id and PUT the item."
+            ) from error
+
+    async def close(self) -> None:
+        """Ends a lease under way."""
+        if self._leasing is not None:
+            self._leasing.cancel()
+            await asyncio.gather(self._leasing, return_exceptions=True)
+
+    def _lease(self) -> asyncio.Task[None]:
+        if self._leasing is None or self._leasing.done():
+            self._leasing = asyncio.create_task(self._lease_block(), name="lease_ids")
+            self._leasing.add_done_callback(_look_at_failure)
+        return self._leasing
+
+    async def _lease_block(self) -> None:
+        """The ids PostgreSQL has items for are left out, and so are those written since."""
+        block, taken = await self._storage.lease_ids(ID_BLOCK)
+        self._pool.refill(
+            item_id
+            for item_id in block.ids()
+            if item_id not in taken and not self._is_used(item_id)
+        )
+
+
+def _look_at_failure(leasing: asyncio.Task[None]) -> None:
+    """Nobody may be waiting for it; asyncio would complain."""
+    if not leasing.cancelled():
+        leasing.exception()

@@ -1,0 +1,187 @@
+"""One connection to PostgreSQL that is opened again after it broke, and what its errors mean."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import TupleRow
+
+from itemstore.storage import (
+    StorageAway,
+    StorageBroken,
+    StorageError,
+    StorageRefused,
+    StorageSlow,
+    statements,
+)
+
+CONNECT_TIMEOUT_S: Final = 5
+READ_TIMEOUT_S: Final = 10.0
+LOST_SESSION_WAIT_MS: Final = 5_000
+
+#: Connecting fails without an SQLSTATE, whatever the server said; these never pass by waiting.
+_HOPELESS: Final = (
+    "password authentication failed",
+    "no password supplied",
+    "no pg_hba.conf entry",
+    "does not exist",
+    "invalid connection option",
+)
+
+_AWAY: Final = ("08", "40", "53", "57P", "58", "25006")
+_SLOW: Final = ("55P03", "57014")
+_REFUSED: Final = ("22", "23", "54")
+
+
+def classify(error: Exception) -> StorageError:
+    """What the engine can do about it, by SQLSTATE.
+
+    https://www.postgresql.org/docs/current/errcodes-appendix.html
+    """
+    return _class_of(error)(_text_of(error))
+
+
+def _class_of(error: Exception) -> type[StorageError]:
+    if isinstance(error, TimeoutError):
+        return StorageSlow
+    if isinstance(error, UnicodeError):  # raised by the driver before anything is sent
+        return StorageRefused
+    if isinstance(error, OSError):
+        return StorageAway
+    if not isinstance(error, psycopg.Error):
+        return StorageBroken
+    state = error.sqlstate
+    if state is None:
+        return _class_without_state(error)
+    for states, kind in (
+        (_SLOW, StorageSlow),
+        (_AWAY, StorageAway),
+        (_REFUSED, StorageRefused),
+    ):
+        if state.startswith(states):
+            return kind
+    return StorageBroken
+
+
+def _class_without_state(error: psycopg.Error) -> type[StorageError]:
+    if isinstance(error, psycopg.DataError):
+        return StorageRefused
+    if any(text in str(error) for text in _HOPELESS):
+        return StorageBroken
+    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
+        return StorageAway
+    return StorageBroken
+
+
+def _text_of(error: Exception) -> str:
+    """One line; psycopg's messages carry the statement's position below the first."""
+    state = getattr(error, "sqlstate", None)
+    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"{first_line} ({state})" if state else first_line
+
+
+def conninfo(dsn: str, name: str) -> str:
+    """The DSN with our defaults, where it does not say otherwise.
+
+    A server that went away without a word is noticed after about 10 to 20 s.
+    Raises StorageBroken if it is not a connection string.
+    """
+    try:
+        given = conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise StorageBroken(f"DATABASE_URL is not a connection string: {error}".strip()) from None
+    defaults: dict[str, Any] = {
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "keepalives_idle": 10,
+        "keepalives_interval": 3,
+        "keepalives_count": 3,
+        "tcp_user_timeout": 10_000,
+        "gssencmode": "disable",
+    }
+    # Rows are packed by the server in the connection's encoding: it must be the one we read.
+    ours = {"application_name": name, "client_encoding": "UTF8"}
+    return make_conninfo("", **{**defaults, **given, **ours})
+
+
+class Session:
+    """One connection of its own, opened again after it broke. Used by one task at a time."""
+
+    def __init__(self, dsn: str, name: str, *, on_connect: str = "") -> None:
+        self._conninfo = conninfo(dsn, name)
+        self._name = name
+        self._on_connect = on_connect
+        self._connection: psycopg.AsyncConnection[TupleRow] | None = None
+        self._was_lost = False
+
+    async def run(
+        self,
+        statement: str,
+        parameters: dict[str, Any] | None = None,
+        *,
+        time_limit_s: float = READ_TIMEOUT_S,
+        binary: bool = False,
+    ) -> list[TupleRow]:
+        """The rows. Raises StorageError; the connection is dropped unless it is surely sound."""
+        try:
+            async with asyncio.timeout(time_limit_s):
+                connection = await self._connected()
+                cursor = connection.cursor(binary=binary)
+                await cursor.execute(statement.encode(), parameters)
+                return await cursor.fetchall() if cursor.description else []
+        except StorageError:
+            raise
+        except Exception as error:
+            failure = classify(error)
+            if not isinstance(failure, StorageRefused | StorageBroken):
+                self._was_lost = True
+                await self.close()
+            raise failure from error
+        except BaseException:
+            self._was_lost = True
+            await self.close()
+            raise
+
+    async def notified(self, time_limit_s: float) -> None:
+        """Returns at a notification or after the time limit. Raises StorageError."""
+        try:
+            connection = await self._connected()
+            async for _ in connection.notifies(timeout=time_limit_s, stop_after=1):
+                pass
+        except Exception as error:
+            await self.close()
+            raise classify(error) from error
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()
+
+    async def _connected(self) -> psycopg.AsyncConnection[TupleRow]:
+        if self._connection is None or self._connection.closed:
+            connection = await psycopg.AsyncConnection.connect(
+                self._conninfo, autocommit=True, prepare_threshold=None
+            )
+            try:
+                if self._was_lost:
+                    await self._end_lost_sessions(connection)
+                if self._on_connect:
+                    await connection.execute(self._on_connect.encode())
+            except BaseException:
+                await connection.close()
+                raise
+            self._connection = connection
+            self._was_lost = False
+        return self._connection
+
+    async def _end_lost_sessions(self, connection: psycopg.AsyncConnection[TupleRow]) -> None:
+        for _ in range(2):  # one that ended by itself meanwhile counts as not ended, the first time
+            cursor = await connection.execute(
+                statements.END_LOST_SESSIONS.encode(),
+                {"name": self._name, "wait_ms": LOST_SESSION_WAIT_MS},
+            )
+            if await cursor.fetchone() == (True,):
+                return
+        raise StorageAway("the session of a lost connection is still busy")
