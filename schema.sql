@@ -5,12 +5,17 @@
 -- One integer clock gives the versions of all items: the microseconds since 1970 when the write was
 -- accepted, or one more than the last one given, whichever is larger.
 
+-- The checks keep other hands to what the store can answer: core/item.py has the same rules.
 CREATE TABLE IF NOT EXISTS items (
     id         text COLLATE "C" PRIMARY KEY,
     data       json        NOT NULL,
     version    bigint      NOT NULL,
     created_at timestamptz NOT NULL,
-    updated_at timestamptz NOT NULL
+    updated_at timestamptz NOT NULL,
+    CONSTRAINT items_id CHECK (octet_length(id) BETWEEN 1 AND 512 AND id NOT IN ('.', '..')
+                               AND id !~ '[\u0001-\u001f\u007f-\u009f]'),
+    CONSTRAINT items_created_at CHECK (created_at >= '0001-01-01 00:00:00+00'
+                                       AND created_at < '10000-01-01 00:00:00+00')
 ) WITH (autovacuum_vacuum_scale_factor = 0.05, autovacuum_analyze_scale_factor = 0.05);
 
 CREATE INDEX IF NOT EXISTS items_created_at_id ON items (created_at, id);

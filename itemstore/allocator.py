@@ -9,6 +9,7 @@ from typing import Final
 from itemstore.core.ids import IdPool
 from itemstore.errors import DatabaseUnavailable
 from itemstore.storage import Storage, StorageError
+from itemstore.tasks import end
 
 ID_BLOCK: Final = 1_024  # ids leased at a time
 ID_LOW: Final = ID_BLOCK // 2  # when the next block is leased, in the background
@@ -49,9 +50,7 @@ class Allocator:
 
     async def close(self) -> None:
         """Ends a lease under way."""
-        if self._leasing is not None:
-            self._leasing.cancel()
-            await asyncio.gather(self._leasing, return_exceptions=True)
+        await end([self._leasing])
 
     def _lease(self) -> asyncio.Task[None]:
         if self._leasing is None or self._leasing.done():

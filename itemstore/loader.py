@@ -28,6 +28,7 @@ from itemstore.core.cache import Cache, Load, Row
 from itemstore.core.queue import WriteQueue
 from itemstore.errors import DatabaseUnavailable, Overloaded
 from itemstore.storage import Storage, StorageError
+from itemstore.tasks import end
 
 LOAD_IDS_MAX: Final = 1_000  # ids in one query
 LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
@@ -103,13 +104,15 @@ class Loader:
 
     async def _fetch(self, batch: dict[str, asyncio.Future[None]]) -> None:
         load = self._cache.begin_load()
-        failure: Exception | None = None
+        # What a query that close() cancels leaves: else who waits for it would begin another.
+        failure: Exception | None = DatabaseUnavailable("The store is closing.")
         self.queries += 1
         try:
             rows = await self._storage.load(list(batch))
             self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
             found = {row[0] for row in rows}
             self._cache.note_absent(load, [item_id for item_id in batch if item_id not in found])
+            failure = None
         except StorageError as error:
             failure = DatabaseUnavailable(
                 f"The item is not in memory and PostgreSQL does not answer ({error.kind}). "
@@ -171,9 +174,7 @@ class Loader:
                 attempt += 1
 
     async def close(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         # Also of a task that was cancelled before its first step, and so never ran at all.
         for future in (*self._loading.values(), *self._wanted.values()):
             _resolve(future, DatabaseUnavailable("The store is closing."))

@@ -44,6 +44,7 @@ from itemstore.log import library_logger
 from itemstore.options import Durability, Options, Preload
 from itemstore.persister import Persister
 from itemstore.storage import Found, ListQuery, Storage, StorageAway, StorageError
+from itemstore.tasks import end
 from itemstore.watcher import Watcher
 
 CONNECT_RETRY_MAX_S: Final = 2.0
@@ -214,13 +215,13 @@ class ItemStore:
         limit_s = self.options.shutdown_timeout_s if time_limit_s is None else time_limit_s
         self._closed_by = Stopping
         self.admission.close(Stopping("The store is closing; nothing was changed."))
-        await _end(self._preloading, self._watching)
+        await end([self._preloading, self._watching])
         await self._ids.close()
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
             await asyncio.wait([self._persisting], timeout=max(0.0, limit_s))
-            await _end(self._persisting)
+            await end([self._persisting])
         left = sorted(self.queue.dirty_ids())
         await self._storage.close()
         return left
@@ -394,9 +395,12 @@ class ItemStore:
         unknown = dict.fromkeys(
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
         )
-        # What cannot be loaded is found out again, and told, by the operation that needs it.
-        await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
-        begun = [await _outcome(self._begin(operation, level)) for operation in operations]
+        loads = await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
+        failures = {item_id: load for item_id, load in zip(unknown, loads, strict=True) if load}
+        begun = [
+            await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
+            for operation in operations
+        ]
         deadline = asyncio.get_running_loop().time() + self.options.commit_timeout_s
         return [
             await _outcome(self._finish(each, deadline)) if isinstance(each, _Accepted) else each
@@ -488,7 +492,11 @@ class ItemStore:
                 "Read the item before you repeat the request."
             ) from None
 
-    async def _begin(self, operation: Operation, level: Durability) -> _Accepted | Item:
+    async def _begin(
+        self, operation: Operation, level: Durability, failure: BaseException | None
+    ) -> _Accepted | Item:
+        if failure is not None and operation.id and self._known(operation.id) is UNKNOWN:
+            raise failure  # not each operation is to wait for a load again
         if not isinstance(operation, Get):
             return await self._accept(operation, level)
         item = await self.get(operation.id)
@@ -552,11 +560,3 @@ def _settle(future: asyncio.Future[None], failure: Exception | None) -> None:
     else:
         future.set_exception(failure)
         future.exception()  # its writer may be gone: that is no news
-
-
-async def _end(*tasks: asyncio.Task[None] | None) -> None:
-    """Cancels them and waits until they are gone."""
-    running = [task for task in tasks if task is not None and not task.done()]
-    for task in running:
-        task.cancel()
-    await asyncio.gather(*running, return_exceptions=True)

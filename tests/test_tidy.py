@@ -24,7 +24,7 @@ LAYERS = (
     ("store",),  # the one object the outside knows
     ("admission", "allocator", "loader", "persister", "watcher"),  # its parts that wait
     ("database", "settings"),
-    ("log", "memory", "options"),
+    ("log", "memory", "options", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

@@ -163,4 +163,4 @@ def timestamp(us: int) -> bytes:
 def _second(seconds: int) -> bytes:
     """Items are written and read in bursts, so that a second is formatted once, not each time."""
     moment = _UNIX_EPOCH + timedelta(seconds=seconds)
-    return moment.strftime("%Y-%m-%dT%H:%M:%S").encode()
+    return moment.isoformat()[:19].encode()  # strftime writes the year 999 with three digits

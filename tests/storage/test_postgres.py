@@ -574,6 +574,39 @@ async def test_a_row_inserted_by_hand_is_noted(db: Postgres, database: str) -> N
     assert {each.id: each.entry for each in states} == {each.id: each.entry for each in expected}
 
 
+@pytest.mark.parametrize(
+    ("item_id", "created_at"),
+    [
+        *((item_id, "now") for item_id in ("", ".", "..", "x" * 513, "\u00e9" * 257)),
+        *((item_id, "now") for item_id in ("a\nb", "\x01", "\x1f", "\x7f", "\x80", "\u00e9\x9f")),
+        *(("a", moment) for moment in ("infinity", "-infinity", "10000-01-01 Z", "0001-12-31 BC")),
+    ],
+    ids=ascii,
+)
+async def test_a_row_that_could_not_be_answered_is_refused(
+    db: Postgres, database: str, item_id: str, created_at: str
+) -> None:
+    """Another hand cannot insert an id that no URL carries, nor a time that JSON has no form for.
+
+    The empty id is a note's word for TRUNCATE: as an item's it would empty the cache.
+    """
+    insert = "INSERT INTO items (id, data, created_at) VALUES (%s, '{}', %s::timestamptz)"
+    with pytest.raises(psycopg.errors.CheckViolation):
+        query(database, insert, item_id, created_at)
+    assert await db.foreign_changes() == []
+
+
+async def test_a_row_by_hand_may_be_as_odd_as_a_clients(db: Postgres, database: str) -> None:
+    """Whatever id a client may choose, and any time of the years 1 to 9999, can be inserted."""
+    insert = "INSERT INTO items (id, data, created_at) VALUES (%s, '{}', %s::timestamptz)"
+    ids = ["x" * 512, "\U0010ffff" * 128, "...", "a/b c", "\u00a0", "\u2028", "\ufeff", "'\"\\"]
+    for item_id in ids:
+        query(database, insert, item_id, "now")
+    for moment in ("0001-01-01 Z", "1969-12-31 Z", "9999-12-31 23:59:59.999999Z"):
+        query(database, insert, moment, moment)
+    assert len(await noted(db)) == len(ids) + 3
+
+
 async def test_a_row_updated_by_hand_is_noted(db: Postgres, database: str) -> None:
     """An update that leaves the version alone gets a newer one; the creation time stays."""
     await db.write([upsert("a", 7, created_us=5), upsert("b", 2**52, created_us=6)])
