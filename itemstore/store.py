@@ -391,6 +391,7 @@ class ItemStore:
         Each stands alone: a result is the item, None for a delete, or the error that stopped this
         operation and no other. Their commits are waited for together.
         """
+        self._check_open()
         level = self.level(durability)
         unknown = dict.fromkeys(
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN

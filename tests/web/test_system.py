@@ -48,13 +48,12 @@ async def test_a_store_that_starts_is_alive_but_not_ready(dsn: str) -> None:
             ("PATCH", "/items/a", {"data": {}}),
             ("DELETE", "/items/a", None),
             ("POST", "/items", {"data": {}}),
+            ("POST", "/items:batch", batch),
             ("GET", "/items", None),
         ):
             answer = await api(method, target, body)
             answer.is_problem(503, "starting")
             assert answer.headers["Retry-After"] == "1"
-        [result] = (await api("POST", "/items:batch", batch)).json["results"]
-        assert result["problem"]["code"] == "starting"
 
         await service.store.start()
         assert (await api("GET", "/readyz")).json["database"] == "ok"
