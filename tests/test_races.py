@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Literal, TypeVar
 
@@ -227,6 +227,18 @@ async def turns(count: int = 20) -> None:
 
 def start(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     return asyncio.ensure_future(call)
+
+
+def when_settled(store: ItemStore, event: Callable[[], object]) -> None:
+    """Has something happen once, right after the next commit has left the queue."""
+    settle = store.queue.settle
+
+    def settle_then(changes: Iterable[Change]) -> None:
+        store.queue.settle = settle  # type: ignore[method-assign]
+        settle(changes)
+        event()
+
+    store.queue.settle = settle_then  # type: ignore[method-assign]
 
 
 def number(item: Item | None) -> int | None:
@@ -803,6 +815,60 @@ async def test_a_turn_that_is_not_used_is_the_next_ones(race: Race) -> None:
     assert number(await store.get("a")) == 0
 
 
+async def test_who_comes_while_others_are_let_in_is_served_after_them(race: Race) -> None:
+    """A writer who comes when there is room, but others still wait for it, is the last of them.
+
+    1. a batch of six fills the queue; three writers wait
+    2. the batch is committed; the first waiter is let in
+    3. another writer comes before the second is
+    """
+    hold, write = race.pg.hold("write"), race.pg.hold("write")
+    store = await race.start(queue_items_max=8, queue_wait_s=FOR_EVER_S)
+    store.cache.set_hydrated()
+    await store.put("first", {}, durability=MEMORY)
+    await hold.reached()
+    for n in range(5):
+        await store.put(f"i{n}", {}, durability=MEMORY)
+    waiting = [start(store.put(f"w{n}", {}, durability=MEMORY)) for n in range(3)]
+    await turns()
+    assert not any(writer.done() for writer in waiting)
+    hold.open()
+    await write.reached()  # 1: the one place that was free is taken by the first waiter
+    late: list[asyncio.Task[Item]] = []
+    when_settled(store, lambda: late.append(start(store.put("late", {}, durability=MEMORY))))
+    write.open()
+    await until(lambda: late)  # 2, 3
+    items = await soon(asyncio.gather(*waiting, *late))
+    versions = [item.version for item in items]
+    assert versions == sorted(versions)
+
+
+async def test_who_comes_just_in_time_does_not_break_the_bound(race: Race) -> None:
+    """When a newcomer takes the room that the last waiter was let in for, that one waits on.
+
+    1. the queue is full; one writer waits
+    2. there is room for one; the waiter is let in
+    3. before he writes, another comes and writes: there is nobody in line
+    """
+    hold, write = race.pg.hold("write"), race.pg.hold("write")
+    store = await race.start(queue_items_max=2, queue_wait_s=FOR_EVER_S)
+    store.cache.set_hydrated()
+    await store.put("a", {}, durability=MEMORY)
+    await hold.reached()
+    waiting = start(store.put("b", {}, durability=MEMORY))
+    await turns()  # 1
+    late: list[asyncio.Task[Item]] = []
+    when_settled(store, lambda: late.append(start(store.put("c", {}, durability=MEMORY))))
+    hold.open()
+    await write.reached()  # 2, 3
+    await turns()
+    assert late[0].done()
+    assert not waiting.done()
+    assert len(store.queue) == 1  # 10
+    write.open()
+    assert (await soon(waiting)).id == "b"
+
+
 async def test_a_writer_cancelled_in_his_turn_passes_it_on(race: Race) -> None:
     """A writer who is let in and cancelled in the same moment leaves his place to the next."""
     write = race.pg.hold("write")
@@ -813,13 +879,7 @@ async def test_a_writer_cancelled_in_his_turn_passes_it_on(race: Race) -> None:
     first = start(store.put("b", {"n": 1}, durability=MEMORY))
     second = start(store.put("c", {"n": 2}, durability=MEMORY))
     await turns()
-    settle = store.queue.settle
-
-    def settle_and_cancel(changes: Sequence[Change]) -> None:
-        settle(changes)
-        asyncio.get_running_loop().call_soon(first.cancel)
-
-    store.queue.settle = settle_and_cancel  # type: ignore[method-assign,assignment]
+    when_settled(store, lambda: asyncio.get_running_loop().call_soon(first.cancel))
     write.open()
     assert number(await soon(second)) == 2
     await asyncio.gather(first, return_exceptions=True)
@@ -1092,6 +1152,7 @@ async def test_closing_answers_those_who_wait_for_a_load(race: Race, steps: int)
     read, deleted = await soon(asyncio.gather(*calls, return_exceptions=True))
     assert isinstance(read, Item | Unavailable)
     assert isinstance(deleted, Unavailable)
+    assert len(race.pg.loaded) <= 1  # nobody begins another query
     assert [row[0] for row in tables(race.dsn)[0]] == ["x"]
 
 
