@@ -11,7 +11,7 @@ Invariants, by the numbers of docs/architecture.md:
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Container, Iterable
 from typing import Final
 
 from itemstore.core.item import version_of
@@ -130,11 +130,16 @@ class Cache:
         self._entry_bytes += size
         return len(entries) - before
 
-    def note_absent(self, load: Load, item_ids: Iterable[str]) -> None:
-        """PostgreSQL does not have these; forgets the oldest such notes beyond the bound."""
+    def note_absent(self, load: Load, item_ids: Collection[str]) -> None:
+        """PostgreSQL does not have these; forgets the oldest such notes beyond the bound.
+
+        Another load may have read one of them before another hand deleted it: it must not bring
+        back what a reader was told is gone.
+        """
         for item_id in item_ids:
             if item_id not in load.touched and item_id not in self.entries:
                 self._absent[item_id] = None
+        self.touch(item_ids)
         while len(self._absent) > ABSENT_MAX:
             del self._absent[next(iter(self._absent))]
 

@@ -191,3 +191,13 @@ def test_a_full_cache_knows_what_is_absent(cache: Cache) -> None:
     assert cache.hydrated
     assert cache.is_absent("a")
     assert cache.is_absent("never asked for")
+
+
+def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
+    """A page read before another hand deleted an item brings nothing a reader was told is gone."""
+    page = cache.begin_load()
+    miss = cache.begin_load()
+    cache.note_absent(miss, ["a"])
+    assert cache.is_absent("a")
+    assert cache.install(page, ROWS, NOTHING) == 1  # 6
+    assert set(cache.entries) == {"b"}

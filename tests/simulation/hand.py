@@ -1,7 +1,7 @@
 """Another hand than the store's: somebody in psql, who changes items while the store serves them.
 
-The store learns of it a little later. So a read of such an item may show an older state than the
-database's for a while, but never goes back, and in the end shows what the database holds.
+The store learns of it a little later. So a read of such an item may show any state that it had
+since the store was opened, but no other; and when all is quiet, what the database holds.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from itemstore.core.item import Item
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
-IDS: Final = ("hand:1", "hand:2", "hand:3")  # which the store's clients only read
-PAUSES_S: Final = (0.0, 0.001, 0.01, 0.5, 2.0)
+IDS: Final = ("hand:1", "hand:2")  # which the store's clients only read
+PAUSES_S: Final = (0.0, 0.001, 0.01, 0.1, 1.0)
 
 
 class Hand:
@@ -23,19 +23,19 @@ class Hand:
         self._world = world
         self._disk = disk
         self._history: dict[str, list[bytes | None]] = {item_id: [None] for item_id in IDS}
-        self._seen = dict.fromkeys(IDS, 0)  # places in the history
+        self._opened_at = dict.fromkeys(IDS, 0)  # places in the history
         self._changes = 0
 
     def begin(self) -> None:
         """A store is about to open: it will find what the database holds now, or what comes."""
-        self._seen = {item_id: len(self._history[item_id]) - 1 for item_id in IDS}
+        self._opened_at = {item_id: len(self._history[item_id]) - 1 for item_id in IDS}
 
     async def run(self, chance: random.Random, changes: int) -> None:
         for _ in range(changes):
             await asyncio.sleep(chance.choice(PAUSES_S))
             self._changes += 1
             item_id = chance.choice(IDS)
-            text = None if chance.random() < 0.3 else b'{"hand":%d}' % self._changes
+            text = None if chance.random() < 0.5 else b'{"hand":%d}' % self._changes
             if text is None and item_id not in self._disk.items:
                 continue
             self._disk.change_by_hand(item_id, text, self._world.now_us())
@@ -43,8 +43,7 @@ class Hand:
             self._world.tell(f"by hand {item_id}: {text!r}")
 
     def check_get(self, item_id: str, item: Item | None, *, is_settled: bool) -> None:
-        history, entry = self._history[item_id], None if item is None else item.entry
-        first = len(history) - 1 if is_settled else self._seen[item_id]
-        is_known = entry in history[first:]
-        self._world.check(is_known, f"no read goes back: {item_id}: {item!r}, {history[first:]}")
-        self._seen[item_id] = history.index(entry, first)
+        first = -1 if is_settled else self._opened_at[item_id]
+        possible = self._history[item_id][first:]
+        is_known = (None if item is None else item.entry) in possible
+        self._world.check(is_known, f"{item_id} was so: {item!r}, {possible}")

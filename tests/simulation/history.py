@@ -126,7 +126,7 @@ class History:
             asyncio.create_task(self._clients.run(chance.randint(1, CALLS_MAX)), name=f"client {n}")
             for n in range(chance.randint(1, CLIENTS_MAX))
         ]
-        changes = chance.choice((0, 0, 5, 40))
+        changes = chance.choice((0, 10, 100))
         self._running.append(asyncio.create_task(self._hand.run(others, changes), name="hand"))
 
     async def _doom(self) -> None:
