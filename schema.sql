@@ -72,10 +72,15 @@ CREATE TABLE IF NOT EXISTS foreign_changes (
     version bigint NOT NULL
 );
 
-COMMENT ON TABLE  foreign_changes         IS 'Items changed by another hand, until the store has taken the change over.';
-COMMENT ON COLUMN foreign_changes.seq     IS 'The order in which they are taken over.';
-COMMENT ON COLUMN foreign_changes.id      IS 'The item; the empty string for a TRUNCATE, which means all items older than the version.';
-COMMENT ON COLUMN foreign_changes.version IS 'The version the change was given.';
+ALTER TABLE foreign_changes ADD COLUMN IF NOT EXISTS taken_at timestamptz;
+CREATE INDEX IF NOT EXISTS foreign_changes_new ON foreign_changes (seq) WHERE taken_at IS NULL;
+CREATE INDEX IF NOT EXISTS foreign_changes_taken_at ON foreign_changes (taken_at);
+
+COMMENT ON TABLE  foreign_changes          IS 'Items changed by another hand than the holder''s, kept for an hour after it took them over.';
+COMMENT ON COLUMN foreign_changes.seq      IS 'The order in which they are taken over.';
+COMMENT ON COLUMN foreign_changes.id       IS 'The item; the empty string for a TRUNCATE, which means all items older than the version.';
+COMMENT ON COLUMN foreign_changes.version  IS 'The version the change was given.';
+COMMENT ON COLUMN foreign_changes.taken_at IS 'When the holder took it over; standbys go by it.';
 
 CREATE OR REPLACE FUNCTION itemstore_version(previous bigint) RETURNS bigint
     LANGUAGE sql VOLATILE AS $$
@@ -147,16 +152,50 @@ COMMENT ON COLUMN id_blocks.one  IS 'Keeps the table at one row.';
 COMMENT ON COLUMN id_blocks.next IS 'The first number of the next block.';
 COMMENT ON COLUMN id_blocks.key  IS 'Scrambles numbers into ids. Never change it: ids could repeat.';
 
+-- The writer lease: of all instances that run over this database, one may answer from its cache and
+-- accept writes. Every batch checks this row in its own statement. Times are PostgreSQL's own.
+CREATE TABLE IF NOT EXISTS writer_lease (
+    one        boolean PRIMARY KEY DEFAULT true CHECK (one),
+    epoch      bigint      NOT NULL DEFAULT 0,
+    holder     text,
+    process    text,
+    heartbeat  timestamptz NOT NULL DEFAULT '-infinity',
+    expires_at timestamptz NOT NULL DEFAULT '-infinity',
+    clock      bigint      NOT NULL DEFAULT 0,
+    high_water bigint      NOT NULL DEFAULT 0,
+    settled    bigint      NOT NULL DEFAULT 0,
+    wanted_by  text,
+    wanted_at  timestamptz
+) WITH (fillfactor = 50);
+
+INSERT INTO writer_lease DEFAULT VALUES ON CONFLICT DO NOTHING;
+
+COMMENT ON TABLE  writer_lease            IS 'One row: which instance may write.';
+COMMENT ON COLUMN writer_lease.one        IS 'Keeps the table at one row.';
+COMMENT ON COLUMN writer_lease.epoch      IS 'Grows with every holder; at least the time in seconds, so that it is new also after a failover that lost this row''s last change.';
+COMMENT ON COLUMN writer_lease.holder     IS 'The instance that holds it; NULL if none does.';
+COMMENT ON COLUMN writer_lease.process    IS 'Machine and process of the holder: a successor on the same machine sees that it is gone.';
+COMMENT ON COLUMN writer_lease.heartbeat  IS 'When the holder was last heard of.';
+COMMENT ON COLUMN writer_lease.expires_at IS 'From then on another instance may take the lease.';
+COMMENT ON COLUMN writer_lease.clock      IS 'The holder''s version clock at its heartbeat: its successor''s versions begin beyond.';
+COMMENT ON COLUMN writer_lease.high_water IS 'Grows with every batch: if it ever falls, PostgreSQL has lost its last commits.';
+COMMENT ON COLUMN writer_lease.settled    IS 'Everything the holder accepted up to this version is committed.';
+COMMENT ON COLUMN writer_lease.wanted_by  IS 'The instance that asks for it.';
+COMMENT ON COLUMN writer_lease.wanted_at  IS 'When it last asked.';
+
 CREATE TABLE IF NOT EXISTS store_meta (
     one            boolean PRIMARY KEY DEFAULT true CHECK (one),
     schema_version integer NOT NULL,
     store_id       uuid    NOT NULL DEFAULT gen_random_uuid()
 );
 
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS purged_before bigint NOT NULL DEFAULT 0;
+
 COMMENT ON TABLE  store_meta                IS 'One row about this store.';
 COMMENT ON COLUMN store_meta.one            IS 'Keeps the table at one row.';
 COMMENT ON COLUMN store_meta.schema_version IS 'The version of this file that was applied last.';
 COMMENT ON COLUMN store_meta.store_id       IS 'Tells one store''s database from another''s.';
+COMMENT ON COLUMN store_meta.purged_before  IS 'Deletes older than this version may be forgotten: an older write can no longer be judged.';
 
-INSERT INTO store_meta (schema_version) VALUES (1)
+INSERT INTO store_meta (schema_version) VALUES (2)
     ON CONFLICT (one) DO UPDATE SET schema_version = greatest(store_meta.schema_version, excluded.schema_version);

@@ -34,6 +34,10 @@ class Allocator:
         if 0 < len(self._pool) < ID_LOW:
             self._lease()  # if it fails, who needs one will ask again
 
+    def forget(self) -> None:
+        """Another instance may have created items under the ids that were leased."""
+        self._pool = IdPool()
+
     async def refill(self) -> None:
         """Returns when there are ids, or the allocator was closed. Raises DatabaseUnavailable."""
         leasing = self._lease()

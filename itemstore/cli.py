@@ -1,4 +1,4 @@
-"""The command line: serve, stats, check. Settings come from the environment; see ``check``."""
+"""The command line. Settings come from the environment; ``itemstore check`` shows them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def stats(url: _ServerUrl = "") -> None:
     """Show the numbers of a running server."""
     from itemstore import report
 
-    sys.exit(report.stats(url or f"http://localhost:{_settings().port}"))
+    sys.exit(report.stats(_url(url)))
 
 
 @app.command()
@@ -49,6 +49,57 @@ def check() -> None:
     from itemstore import report
 
     sys.exit(report.check(_settings()))
+
+
+quarantine = typer.Typer(
+    help="Accepted writes that PostgreSQL refused: kept, served, and to be seen to.",
+    no_args_is_help=True,
+)
+app.add_typer(quarantine, name="quarantine")
+
+_ItemId = Annotated[str, typer.Argument(help="The item's id.")]
+
+
+@quarantine.command("list")
+def list_parked(url: _ServerUrl = "") -> None:
+    """Show what is in quarantine, and why."""
+    from itemstore import report
+
+    sys.exit(report.quarantine_list(_url(url)))
+
+
+@quarantine.command()
+def show(item_id: _ItemId, url: _ServerUrl = "") -> None:
+    """Show one of them with its data."""
+    from itemstore import report
+
+    sys.exit(report.quarantine_show(_url(url), item_id))
+
+
+@quarantine.command()
+def retry(item_id: _ItemId, url: _ServerUrl = "") -> None:
+    """Write it again, once the reason is gone."""
+    from itemstore import report
+
+    sys.exit(report.quarantine_retry(_url(url), item_id))
+
+
+@quarantine.command()
+def discard(
+    item_id: _ItemId,
+    url: _ServerUrl = "",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Give the write up: the item is again as PostgreSQL has it."""
+    from itemstore import report
+
+    if not yes:
+        typer.confirm(f"Give up the accepted write of {item_id!r} for good?", abort=True)
+    sys.exit(report.quarantine_discard(_url(url), item_id))
+
+
+def _url(url: str) -> str:
+    return url or f"http://localhost:{_settings().port}"
 
 
 @app.command()

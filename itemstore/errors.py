@@ -202,6 +202,18 @@ class CommitUnconfirmed(Unavailable):
     retry_after_s = 2
 
 
+class NotHolder(Unavailable):
+    """Another instance holds the writer lease."""
+
+    code = "not_holder"
+
+
+class LeaseLost(Unavailable):
+    """Another instance took the writer lease before the write was committed."""
+
+    code = "lease_lost"
+
+
 class DurabilityUnavailable(Unavailable):
     """The durability level cannot be given now."""
 

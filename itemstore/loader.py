@@ -8,9 +8,10 @@ Read-through, for a miss while not every item is cached:
     4. the answer arrives; y is installed, A and B are woken and look again
     5. A and B find x being deleted, and y cached
 
-Nobody is handed what the query brought: whoever waited looks into the cache again, where a newer
-write or delete may stand by now. The query is a task of its own, so that a reader who gives up
-takes nobody else's answer with him.
+The holder of the lease hands nobody what the query brought: whoever waited looks into the cache
+again, where a newer write or delete may stand by now. A standby answers what the query brought and
+keeps none of it, for the holder may change it meanwhile. The query is a task of its own, so that
+a reader who gives up takes nobody else's answer with him.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
@@ -48,19 +49,22 @@ class Loader:
         storage: Storage,
         log: FilteringBoundLogger,
         *,
+        epoch: Callable[[], int] = lambda: 1,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: random.Random | None = None,
     ) -> None:
         self._cache = cache
         self._queue = queue
+        #: Of the lease; 0 while this instance does not hold it.
+        self._epoch = epoch
         self._storage = storage
         self._log = log
         self._monotonic = monotonic
         self._sleep = sleep
         self._chance = chance or random.Random()  # noqa: S311 - jitter, not a secret
-        self._wanted: dict[str, asyncio.Future[None]] = {}
-        self._loading: dict[str, asyncio.Future[None]] = {}
+        self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
+        self._loading: dict[str, asyncio.Future[bytes | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
         #: Items the preload has brought so far, and how many it expects.
@@ -69,8 +73,8 @@ class Loader:
         self.queries = 0  #: of the read-through
         self.loaded = 0  #: items they brought
 
-    async def load(self, item_id: str) -> None:
-        """Returns when PostgreSQL was asked: the caller looks into the cache again.
+    async def load(self, item_id: str) -> bytes | None:
+        """What PostgreSQL has of it; the holder looks into the cache again.
 
         Raises DatabaseUnavailable if it did not answer, Overloaded if too many are waiting.
         """
@@ -80,7 +84,7 @@ class Loader:
                 raise Overloaded("Too many items are being loaded. Repeat in a moment.")
             future = self._wanted[item_id] = asyncio.get_running_loop().create_future()
             self._schedule()
-        await asyncio.shield(future)
+        return await asyncio.shield(future)
 
     def _schedule(self) -> None:
         """One query for all that is wanted until the end of this turn of the loop."""
@@ -102,16 +106,16 @@ class Loader:
         self._tasks.discard(task)
         self._schedule()  # what waited for its place
 
-    async def _fetch(self, batch: dict[str, asyncio.Future[None]]) -> None:
-        load = self._cache.begin_load()
+    async def _fetch(self, batch: dict[str, asyncio.Future[bytes | None]]) -> None:
+        load, epoch = self._cache.begin_load(), self._epoch()
+        found: dict[str, bytes] = {}
         # What a query that close() cancels leaves: else who waits for it would begin another.
         failure: Exception | None = DatabaseUnavailable("The store is closing.")
         self.queries += 1
         try:
-            rows = await self._storage.load(list(batch))
-            self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
-            found = {row[0] for row in rows}
-            self._cache.note_absent(load, [item_id for item_id in batch if item_id not in found])
+            found = dict(await self._storage.load(list(batch)))
+            if epoch and epoch == self._epoch():
+                self._keep(load, batch, found)
             failure = None
         except StorageError as error:
             failure = DatabaseUnavailable(
@@ -124,7 +128,11 @@ class Loader:
             self._cache.end_load(load)
             for item_id, future in batch.items():
                 del self._loading[item_id]
-                _resolve(future, failure)
+                _resolve(future, found.get(item_id), failure)
+
+    def _keep(self, load: Load, asked: Iterable[str], found: dict[str, bytes]) -> None:
+        self.loaded += self._cache.install(load, found.items(), self._queue.pending_ids())
+        self._cache.note_absent(load, [item_id for item_id in asked if item_id not in found])
 
     async def preload(self, estimate: int) -> None:
         """Fills the cache page by page, and then calls it hydrated.
@@ -132,7 +140,8 @@ class Loader:
         The next page is read while this page's rows are installed. A page that cannot be read is
         asked for again until it can.
         """
-        self.estimate = estimate
+        self.estimate, self.preloaded = estimate, 0
+        self._cache.fills = True
         started = told = self._monotonic()
         load = self._cache.begin_load()
         page = asyncio.create_task(self._page(0))
@@ -177,14 +186,16 @@ class Loader:
         await end(self._tasks)
         # Also of a task that was cancelled before its first step, and so never ran at all.
         for future in (*self._loading.values(), *self._wanted.values()):
-            _resolve(future, DatabaseUnavailable("The store is closing."))
+            _resolve(future, None, DatabaseUnavailable("The store is closing."))
 
 
-def _resolve(future: asyncio.Future[None], failure: Exception | None) -> None:
+def _resolve(
+    future: asyncio.Future[bytes | None], entry: bytes | None, failure: Exception | None
+) -> None:
     if future.done():
         return
     if failure is None:
-        future.set_result(None)
+        future.set_result(entry)
     else:
         future.set_exception(failure)
         future.exception()  # nobody may be waiting any more; that is no news

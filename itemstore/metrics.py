@@ -6,13 +6,15 @@ docs/metrics.md describes each row, which a test compares.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from itemstore import memory
 from itemstore.store import ItemStore
+
+if TYPE_CHECKING:
+    from itemstore.storage.journal import Journal
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,17 +29,27 @@ class Metric:
 
 def _oldest_dirty_age(store: ItemStore) -> float:
     since = store.queue.dirty_since()
-    return 0.0 if since is None else max(0.0, time.monotonic() - since)
+    return 0.0 if since is None else max(0.0, store.monotonic() - since)
 
 
 def _since_last_commit(store: ItemStore) -> float | None:
     at = store.persister.last_commit_at
-    return None if at is None else time.monotonic() - at
+    return None if at is None else store.monotonic() - at
 
 
 def _failing(store: ItemStore) -> float:
     since = store.persister.failing_since
-    return 0.0 if since is None else time.monotonic() - since
+    return 0.0 if since is None else store.monotonic() - since
+
+
+def _journal(read: Callable[[Journal], float]) -> Callable[[ItemStore], float | None]:
+    """A number of the journal; absent without one."""
+
+    def of(store: ItemStore) -> float | None:
+        journal = store.journaling.journal
+        return None if journal is None else read(journal)
+
+    return of
 
 
 METRICS = (
@@ -129,6 +141,12 @@ METRICS = (
         lambda s: s.persister.retries["away"],
     ),
     Metric(
+        "itemstore_retries_down_total",
+        "counter",
+        "Batches repeated because PostgreSQL was stopped or starting.",
+        lambda s: s.persister.retries["down"],
+    ),
+    Metric(
         "itemstore_retries_slow_total",
         "counter",
         "Batches repeated in halves after a time-out or a lock.",
@@ -157,6 +175,72 @@ METRICS = (
         "gauge",
         "Items PostgreSQL refused, served from memory.",
         lambda s: len(s.queue.parked),
+    ),
+    Metric(
+        "itemstore_writes_quarantined_total",
+        "counter",
+        "Writes PostgreSQL refused.",
+        lambda s: s.persister.quarantined,
+    ),
+    Metric(
+        "itemstore_writes_fenced_total",
+        "counter",
+        "Writes not made, and not acknowledged, because another instance took the lease.",
+        lambda s: s.queue.fenced,
+    ),
+    Metric(
+        "itemstore_writes_reapplied_total",
+        "counter",
+        "Committed writes that PostgreSQL had lost in a failover, written again.",
+        lambda s: s.persister.reapplied,
+    ),
+    Metric(
+        "itemstore_lease_held",
+        "gauge",
+        "1 if this instance holds the writer lease; 0 for a standby.",
+        lambda s: s.lease.is_holder,
+    ),
+    Metric(
+        "itemstore_lease_epoch",
+        "gauge",
+        "The lease's epoch; 0 for a standby.",
+        lambda s: s.lease.epoch,
+    ),
+    Metric(
+        "itemstore_lease_taken_total",
+        "counter",
+        "How often this instance has taken the lease.",
+        lambda s: s.lease.taken,
+    ),
+    Metric(
+        "itemstore_lease_lost_total",
+        "counter",
+        "How often another instance took the lease without its being handed over.",
+        lambda s: s.lease.lost,
+    ),
+    Metric(
+        "itemstore_journal_bytes",
+        "gauge",
+        "Bytes of records in the journal; absent without one.",
+        _journal(lambda journal: journal.bytes_used),
+    ),
+    Metric(
+        "itemstore_journal_records",
+        "gauge",
+        "Records in the journal.",
+        _journal(lambda journal: journal.records),
+    ),
+    Metric(
+        "itemstore_journal_oldest_age_seconds",
+        "gauge",
+        "Age of the oldest record in the journal.",
+        _journal(lambda journal: journal.oldest_age_s),
+    ),
+    Metric(
+        "itemstore_journal_failed",
+        "gauge",
+        "1 if the journal's disk has failed: the process drains and ends.",
+        _journal(lambda journal: journal.is_failed),
     ),
     Metric(
         "itemstore_foreign_changes_total",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 MIB = 1024 * 1024
 
@@ -28,7 +29,11 @@ class Preload(StrEnum):
 class Options:
     """Limits and defaults of one store."""
 
-    durability: Durability = Durability.COMMIT
+    #: What an OK means unless a write says otherwise; None: journal with a journal, else commit.
+    durability: Durability | None = None
+    #: Where the journal lies; None: there is none. The disk must survive a restart.
+    journal_dir: Path | None = None
+    journal_bytes_max: int = 256 * MIB
     skip_items_preload: Preload = Preload.AUTO
     #: What the preload may fill, in bytes; None: three quarters of the memory this process may use.
     cache_bytes_max: int | None = None
@@ -47,5 +52,9 @@ class Options:
     load_timeout_s: float = 10.0
     #: How long deletes are remembered; must exceed any time a write can be late.
     tombstone_retention_s: float = 7 * 24 * 3600.0
+    #: How long the writer lease lasts after the last sign of life of its holder.
+    lease_s: float = 10.0
+    #: How long a write waits for this instance to get the lease.
+    hold_s: float = 5.0
     #: How long closing may take to empty the write queue.
     shutdown_timeout_s: float = 25.0

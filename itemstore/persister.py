@@ -6,6 +6,10 @@ A batch that fails is retried as it is until it is committed: writing is idempot
 so a lost answer costs a repetition and nothing else. Only a bad row takes it apart: the batch is
 halved until the row stands alone and goes into quarantine. What cannot be written for another
 reason halts the persister, loudly; it tries again at long intervals, and the queue is kept.
+
+Every batch carries a claim to the writer lease. If the lease is another's, only what was
+acknowledged is written, and who waits for the commit is told that it is not confirmed. If
+PostgreSQL turns out to have lost its last commits, they are written again first.
 """
 
 from __future__ import annotations
@@ -19,12 +23,15 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.queue import Change, WriteQueue
-from itemstore.errors import ItemQuarantined
+from itemstore.core.recent import Recent
+from itemstore.errors import DatabaseUnavailable, ItemQuarantined, LeaseLost
+from itemstore.lease import WriterLease
 from itemstore.options import Options
 from itemstore.storage import (
     Storage,
     StorageAway,
     StorageBroken,
+    StorageDown,
     StorageError,
     StorageRefused,
     StorageSlow,
@@ -33,6 +40,8 @@ from itemstore.storage import (
 RETRY_MIN_S: Final = 0.05
 RETRY_MAX_S: Final = 2.0  # so that a database that came back is noticed within seconds
 HALT_RETRY_S: Final = 10.0
+#: After PostgreSQL has failed for so long, what needs it is refused at once instead of waiting.
+AWAY_MAX_S: Final = 5.0
 PARKED_MAX: Final = 1_000  # items: more refused than this is not a few bad rows
 PURGE_INTERVAL_S: Final = 60.0
 
@@ -46,6 +55,7 @@ class Persister:
         self,
         queue: WriteQueue,
         storage: Storage,
+        lease: WriterLease,
         options: Options,
         log: FilteringBoundLogger,
         *,
@@ -57,6 +67,8 @@ class Persister:
     ) -> None:
         self._queue = queue
         self._storage = storage
+        self._lease = lease
+        self._recent = Recent()
         self._options = options
         self._log = log
         self._on_settled = on_settled
@@ -73,6 +85,7 @@ class Persister:
         self.batches = 0
         self.committed = 0  #: changes
         self.quarantined = 0  #: changes
+        self.reapplied = 0  #: changes that PostgreSQL had lost
         self.retries: dict[str, int] = {kind.kind: 0 for kind in _KINDS}
         self.last_commit_at: float | None = None
         self.last_batch_s = 0.0
@@ -80,6 +93,18 @@ class Persister:
     @property
     def is_halted(self) -> bool:
         return isinstance(self.failure, StorageBroken)
+
+    def check(self, meanwhile: str) -> None:
+        """Raises DatabaseUnavailable if PostgreSQL has been failing for a while already."""
+        if self.failing_since is None:
+            return
+        failing_s = self._monotonic() - self.failing_since
+        kind = self.failure.kind if self.failure else "away"
+        if self.is_halted or failing_s > AWAY_MAX_S:
+            raise DatabaseUnavailable(
+                f"PostgreSQL has not taken a write for {failing_s:.0f} s ({kind}); "
+                f"{meanwhile}. Repeat later."
+            )
 
     def wake(self) -> None:
         """There is something in the queue."""
@@ -93,12 +118,15 @@ class Persister:
     async def run(self) -> None:
         """Returns after ``stop``, with the queue empty. Nothing but that ends it."""
         while await self._has_work():
+            if self._lease.tail_lost:
+                await self._heal()
+                continue
             batch = self._queue.take(self._options.batch_items_max, self._options.batch_bytes_max)
             await self._persist(batch)
             await self._purge_if_due()
 
     async def _has_work(self) -> bool:
-        while not self._queue.has_queued:
+        while not (self._queue.has_queued or self._lease.tail_lost):
             if self._stopping:
                 return False
             self._work.clear()
@@ -127,8 +155,10 @@ class Persister:
         while True:
             started = self._monotonic()
             try:
-                await self._storage.write(part)
+                is_held = await self._send(part)
                 await self._release(part)
+                if self._lease.tail_lost:
+                    await self._reapply()
             except StorageRefused:
                 raise
             except Exception as error:
@@ -137,21 +167,62 @@ class Persister:
                     raise
                 attempt += 1
             else:
-                self._note_commit(part, started)
+                self._note_commit(part, started, is_held=is_held)
                 return
+
+    async def _send(self, part: list[Change]) -> bool:
+        """Writes the part; whether that was under a valid claim to the lease.
+
+        Raises StorageError.
+        """
+        sent = self._lease.send_batch()
+        standing = await self._storage.write(part, sent.claim)
+        is_held = self._lease.heard(sent, standing)
+        if not is_held and standing.epoch < sent.claim.epoch:
+            raise StorageAway("PostgreSQL has lost our epoch of the lease; it is taken again")
+        return is_held
+
+    async def _heal(self) -> None:
+        """When the lease has found the loss and there is no batch to do it with."""
+        attempt = 0
+        while self._lease.tail_lost:
+            try:
+                await self._reapply()
+            except Exception as error:
+                await self._pause(_failure(error), attempt, [])
+                attempt += 1
+            else:
+                self._note_answer(self._monotonic())
+
+    async def _reapply(self) -> None:
+        """PostgreSQL came back without its last commits: those of late are written again."""
+        changes = self._recent.changes()
+        self._log.error(
+            "reapplying", changes=len(changes), hint="a failover lost what had been committed"
+        )
+        size = self._options.batch_items_max
+        try:
+            for start in range(0, len(changes), size):
+                await self._send(changes[start : start + size])
+        except StorageRefused as error:  # it was committed before: no new rule may stop a batch
+            self._log.error("reapply_refused", reason=str(error))
+        self._lease.tail_lost = False
+        self.reapplied += len(changes)
 
     async def _release(self, part: list[Change]) -> None:
         superseded = [change.id for change in part if change.id in self._queue.parked]
         if superseded:
             await self._storage.release(superseded)
 
-    def _note_commit(self, part: list[Change], started: float) -> None:
+    def _note_commit(self, part: list[Change], started: float, *, is_held: bool) -> None:
         now = self._monotonic()
         self._note_answer(now)
         self.last_commit_at = now
         self.last_batch_s = now - started
         self.batches += 1
-        self.committed += len(part)
+        written = part if is_held else [change for change in part if change.is_acked]
+        self.committed += len(written)
+        self._recent.note(written, now)
         self._log.info(
             "batch",
             items=len(part),
@@ -160,8 +231,19 @@ class Persister:
             oldest_ms=round((now - min(change.dirty_since for change in part)) * 1000, 2),
             queued=len(self._queue) - len(part),
         )
-        self._queue.settle(part)
+        if is_held:
+            self._queue.settle(part)
+        else:
+            self._settle_without_lease(written, [each for each in part if not each.is_acked])
         self._on_settled(part)
+
+    def _settle_without_lease(self, written: list[Change], refused: list[Change]) -> None:
+        doubt = LeaseLost(
+            "Another instance has taken the writer lease, so that this write is not confirmed. "
+            "Read the item before you repeat the request."
+        )
+        self._queue.settle(written, doubt)
+        self._queue.fence(refused, doubt)
 
     def _note_answer(self, now: float) -> None:
         if self.failing_since is not None:
@@ -241,7 +323,7 @@ class Persister:
             self._purge_at = self._monotonic() + PURGE_INTERVAL_S
 
 
-_KINDS: Final = (StorageAway, StorageSlow, StorageRefused, StorageBroken)
+_KINDS: Final = (StorageAway, StorageDown, StorageSlow, StorageRefused, StorageBroken)
 
 
 def _failure(error: Exception) -> StorageError:

@@ -1,4 +1,4 @@
-"""What ``itemstore check`` and ``itemstore stats`` find out and tell."""
+"""What the commands ``check``, ``stats`` and ``quarantine`` find out and tell."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import json
 import os
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import quote
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from itemstore import memory
 from itemstore.database import database
+from itemstore.deployment import journal_dir
 from itemstore.errors import StartupError
 from itemstore.settings import SECRET, Settings, table
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import CONNECTIONS_MAX, SCHEMA_VERSION, Postgres
 
-_STATS_TIMEOUT_S = 5.0
+_ANSWER_TIMEOUT_S = 15.0  # a write that is retried waits for its commit
 _MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
 
 
@@ -53,6 +56,7 @@ def check(settings: Settings) -> int:
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield _settings_found()
+    yield _durability(settings)
     for finding in _platform(settings):
         yield finding
     try:
@@ -72,6 +76,16 @@ def _settings_found() -> Finding:
         if os.environ.get(name)
     ]
     return Finding("ok", f"settings: {', '.join(given) or 'all at their defaults'}")
+
+
+def _durability(settings: Settings) -> Finding:
+    try:
+        directory = journal_dir(settings)
+    except StartupError as error:
+        return Finding("fail", "DURABILITY=journal cannot be given", error.detail)
+    if directory is None:
+        return Finding("ok", "no journal: an OK to a write means committed, unless asked otherwise")
+    return Finding("ok", f"journal in {directory}, at most {_mib(settings.journal_max_bytes)}")
 
 
 def _platform(settings: Settings) -> list[Finding]:
@@ -130,7 +144,7 @@ async def _database(dsn: str, settings: Settings) -> AsyncIterator[Finding]:
         yield Finding(
             "warn",
             f"{len(found.parked)} items in quarantine: accepted, but refused by PostgreSQL",
-            "SELECT id, error FROM quarantine; then write corrected ones",
+            "itemstore quarantine list; then write corrected ones, retry or discard them",
         )
 
 
@@ -181,28 +195,105 @@ def _mib(size: int) -> str:
     return f"{size / 1024 / 1024:,.0f} MiB"
 
 
-def stats(url: str) -> int:
-    """Prints the numbers of a running server. Returns 1 if there is none."""
-    console = Console()
-    target = f"{url.rstrip('/')}/stats"
+class _NoAnswer(Exception):
+    """What the server at the URL did not do, as a person should read it."""
+
+
+def _ask(url: str, path: str, method: str = "GET") -> Any:
+    """The answer's JSON, None without a body. Raises _NoAnswer."""
+    target = f"{url.rstrip('/')}{path}"
     try:
         if not target.startswith(("http://", "https://")):
             raise ValueError("it must begin with http:// or https://")
-        with urllib.request.urlopen(target, timeout=_STATS_TIMEOUT_S) as answer:  # noqa: S310 - checked
-            numbers = json.load(answer)
+        request = urllib.request.Request(target, method=method)  # noqa: S310 - checked
+        with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:  # noqa: S310 - checked
+            return json.loads(answer.read() or b"null")
+    except urllib.error.HTTPError as error:
+        raise _NoAnswer(_problem(error)) from error
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
-        console.print(
-            f"No answer from {target}: {reason}\nIs it running? Name it with --url http://host:port.",
-            style="red",
-            highlight=False,
-        )
+        raise _NoAnswer(
+            f"No answer from {target}: {reason}\n"
+            "Is it running? Name it with --url http://host:port."
+        ) from error
+
+
+def _problem(error: urllib.error.HTTPError) -> str:
+    try:
+        return str(json.loads(error.read())["detail"])
+    except (ValueError, KeyError, TypeError):
+        return f"{error.url} answered {error.code} {error.reason}"
+
+
+def _told(tell: Callable[[Console], None]) -> int:
+    """Runs it; 1 if the server did not do its part."""
+    console = Console(highlight=False, soft_wrap=True)
+    try:
+        tell(console)
+    except _NoAnswer as reason:
+        console.print(str(reason), style="red", markup=False)
         return 1
-    shown = Table("what", "now", box=None)
-    for name, value in numbers.items():
-        shown.add_row(name.removeprefix("itemstore_"), _number(name, value))
-    console.print(shown)
     return 0
+
+
+def stats(url: str) -> int:
+    """Prints the numbers of a running server. Returns 1 if there is none."""
+
+    def tell(console: Console) -> None:
+        shown = Table("what", "now", box=None)
+        for name, value in _ask(url, "/stats").items():
+            shown.add_row(name.removeprefix("itemstore_"), _number(name, value))
+        console.print(shown)
+
+    return _told(tell)
+
+
+def quarantine_list(url: str) -> int:
+    """Prints what is in quarantine. Returns 1 if the server does not answer."""
+
+    def tell(console: Console) -> None:
+        parked = _ask(url, "/quarantine")["items"]
+        if not parked:
+            console.print("Nothing is in quarantine.")
+            return
+        shown = Table("id", "version", "at", "what PostgreSQL said", box=None)
+        for each in parked:
+            shown.add_row(
+                *map(escape, (each["id"], str(each["version"]), each["at"], each["error"]))
+            )
+        console.print(shown)
+        console.print("Correct an item with PUT, or see: itemstore quarantine --help")
+
+    return _told(tell)
+
+
+def quarantine_show(url: str, item_id: str) -> int:
+    """Prints one of them in full. Returns 1 if it is not there."""
+
+    def tell(console: Console) -> None:
+        console.print_json(data=_ask(url, f"/quarantine/{quote(item_id, safe='')}"))
+
+    return _told(tell)
+
+
+def quarantine_retry(url: str, item_id: str) -> int:
+    """Has it written again. Returns 1 if PostgreSQL refuses it again, or it is not there."""
+
+    def tell(console: Console) -> None:
+        _ask(url, f"/quarantine/{quote(item_id, safe='')}", "POST")
+        console.print(f"{item_id} is written.", markup=False)
+
+    return _told(tell)
+
+
+def quarantine_discard(url: str, item_id: str) -> int:
+    """Has it given up. Returns 1 if it is not there."""
+
+    def tell(console: Console) -> None:
+        _ask(url, f"/quarantine/{quote(item_id, safe='')}", "DELETE")
+        console.print(f"{item_id} is again as PostgreSQL has it.", markup=False)
+
+    return _told(tell)
 
 
 def _number(name: str, value: float) -> str:

@@ -65,8 +65,9 @@ class Settings(BaseSettings):
     )
     data_dir: Path | None = _setting(
         None,
-        "Where the embedded database lies. Unset: RAILWAY_VOLUME_MOUNT_PATH, else "
-        "/var/lib/itemstore for root and ~/.local/share/itemstore for others.",
+        "Where the embedded database and the journal lie. Unset: RAILWAY_VOLUME_MOUNT_PATH; else, "
+        "for the embedded database, /var/lib/itemstore for root and ~/.local/share/itemstore for "
+        "others, and with DATABASE_URL no journal.",
         "a directory",
     )
     skip_items_preload: Annotated[Preload, BeforeValidator(_lower)] = _setting(
@@ -75,10 +76,26 @@ class Settings(BaseSettings):
         "items are estimated to fit in CACHE_MAX_BYTES.",
         "false, true or auto",
     )
-    durability: Annotated[Literal["auto", "memory", "commit"], BeforeValidator(_lower)] = _setting(
+    durability: Annotated[
+        Literal["auto", "memory", "journal", "commit"], BeforeValidator(_lower)
+    ] = _setting(
         "auto",
-        "What an OK to a write means, unless the request says otherwise. auto is commit.",
-        "auto, memory or commit",
+        "What an OK to a write means, unless the request says otherwise. auto is journal where "
+        "there is a directory for data that lasts, else commit.",
+        "auto, memory, journal or commit",
+    )
+    journal_max_bytes: ByteSize = _setting(
+        ByteSize(_DEFAULTS.journal_bytes_max),
+        "What the journal may hold; beyond it writes at journal get 503.",
+        "a size from 4MiB, such as 256MiB",
+        ge=4 * MIB,
+    )
+    lease_time: Seconds = _setting(
+        _DEFAULTS.lease_s,
+        "How long an instance that is not heard of any more keeps the writer lease.",
+        "a time from 2s to 5m, such as 10s",
+        ge=2,
+        le=300,
     )
     cache_max_bytes: ByteSize | None = _setting(
         None,
@@ -155,11 +172,12 @@ class Settings(BaseSettings):
         """Where the embedded database is to lie; None for its own default."""
         return self.data_dir or self.railway_volume_mount_path
 
-    def options(self) -> Options:
+    def options(self, journal_dir: Path | None = None) -> Options:
         return Options(
-            durability=(
-                Durability.COMMIT if self.durability == "auto" else Durability(self.durability)
-            ),
+            durability=None if self.durability == "auto" else Durability(self.durability),
+            journal_dir=journal_dir,
+            journal_bytes_max=self.journal_max_bytes,
+            lease_s=self.lease_time,
             skip_items_preload=self.skip_items_preload,
             cache_bytes_max=self.cache_max_bytes,
             queue_items_max=self.queue_max_items,

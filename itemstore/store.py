@@ -1,8 +1,11 @@
 """ItemStore: the one object the outside knows.
 
 A write reads the old item, decides, changes the cache and joins the write queue in one plain
-``def``, so nothing can come between (invariant 1). What may wait stands before it (room in the
-queue, an item that is not cached) or after it (the durability asked for).
+``def``, so nothing can come between (invariant 1). What may wait stands before it (the lease, room
+in the queue, an item that is not cached) or after it (the durability asked for).
+
+Only the holder of the lease answers from its cache. A standby reads through PostgreSQL, and has its
+writes wait for the lease.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from enum import Enum
 from functools import partial
@@ -18,38 +21,38 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
-from itemstore import memory
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
 from itemstore.core import listing
 from itemstore.core.cache import Cache
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.item import Item, check_id, created_us_of, next_version, pack
+from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack, version_of
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.errors import (
     CommitUnconfirmed,
     DatabaseUnavailable,
-    DurabilityUnavailable,
-    InvalidDurability,
     ItemNotFound,
     ItemStoreError,
     Starting,
     StartupError,
     Stopping,
 )
+from itemstore.journaling import Journaling
+from itemstore.lease import WriterLease
 from itemstore.loader import Loader
 from itemstore.log import library_logger
-from itemstore.options import Durability, Options, Preload
+from itemstore.options import Durability, Options
 from itemstore.persister import Persister
-from itemstore.storage import Found, ListQuery, Storage, StorageAway, StorageError
-from itemstore.tasks import end
+from itemstore.quarantine import Quarantine
+from itemstore.storage import Storage, StorageError
+from itemstore.succession import Succession
+from itemstore.tasks import end, until_answered
 from itemstore.watcher import Watcher
 
-CONNECT_RETRY_MAX_S: Final = 2.0
-#: After PostgreSQL has failed for so long, what needs it is refused at once instead of waiting.
-AWAY_MAX_S: Final = 5.0
+LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
+NAMED_MAX: Final = 1_000  # ids in a line of the log
 
 
 T = TypeVar("T")
@@ -74,6 +77,12 @@ def _now_us() -> int:
     return time.time_ns() // 1_000
 
 
+#: Seconds that go on while the machine sleeps: a lease runs out meanwhile (clock_gettime(2)).
+_monotonic: Final = partial(
+    time.clock_gettime, getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+)
+
+
 class ItemStore:
     """Items in memory, persisted to PostgreSQL. Made by ``ItemStore.open``."""
 
@@ -84,7 +93,7 @@ class ItemStore:
         *,
         log: FilteringBoundLogger | None = None,
         now_us: Callable[[], int] = _now_us,
-        monotonic: Callable[[], float] = time.monotonic,
+        monotonic: Callable[[], float] = _monotonic,
         chance: random.Random | None = None,
     ) -> None:
         self.options = options or Options()
@@ -92,9 +101,12 @@ class ItemStore:
         self.cache = Cache()
         self.queue = WriteQueue()
         self.admission = Admission(self.queue, self.options)
+        self.clock = VersionClock(now_us)
+        self.lease = WriterLease(storage, self.options, self.log, monotonic=monotonic)
         self.persister = Persister(
             self.queue,
             storage,
+            self.lease,
             self.options,
             self.log,
             on_settled=self._on_settled,
@@ -103,18 +115,59 @@ class ItemStore:
             chance=chance,
         )
         self.loader = Loader(
-            self.cache, self.queue, storage, self.log, monotonic=monotonic, chance=chance
+            self.cache,
+            self.queue,
+            storage,
+            self.log,
+            epoch=lambda: self.lease.epoch if self.lease.is_holder else 0,
+            monotonic=monotonic,
+            chance=chance,
         )
-        self.watcher = Watcher(self.cache, self.queue, storage, self.log, on_version=self._saw)
-        self._storage = storage
-        self._now_us = now_us
-        self._monotonic = monotonic
-        self._version = 0
+        self.watcher = Watcher(
+            self.cache,
+            self.queue,
+            storage,
+            self.log,
+            on_version=self.clock.saw,
+            is_holder=lambda: self.lease.is_holder,
+        )
         self._ids = Allocator(storage, self._is_used)
+        self._succession = Succession(
+            self.cache,
+            self.queue,
+            self.clock,
+            storage,
+            self.options,
+            self.log,
+            loader=self.loader,
+            watcher=self.watcher,
+            ids=self._ids,
+            heal=self.persister.wake,
+        )
+        self.lease.owner = self._succession
+        self.journaling = Journaling(
+            self.queue,
+            self.clock,
+            self.options,
+            self.log,
+            wake=self.persister.wake,
+            on_failure=lambda _: self._failed.set(),
+            monotonic=monotonic,
+        )
+        self.quarantine = Quarantine(
+            self.cache,
+            self.queue,
+            storage,
+            self.lease,
+            self.log,
+            write=partial(self.write, durability=Durability.COMMIT),
+        )
+        self.monotonic = monotonic
+        self._storage = storage
         self._persisting: asyncio.Task[None] | None = None
-        self._preloading: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._closed_by: type[Starting | Stopping] | None = Starting
+        self._failed = asyncio.Event()
 
     # --- opening and closing
 
@@ -157,74 +210,64 @@ class ItemStore:
         """
         try:
             async with asyncio.timeout(connect_timeout_s):
-                found = await self._open_storage()
+                found = await until_answered(self._storage.open, self.log)
         except TimeoutError:
             raise StartupError(
                 f"PostgreSQL did not answer within {connect_timeout_s:g} s. Is it running, "
                 "and does DATABASE_URL name the right host and port?"
             ) from None
-        self._version = max(found.newest_version, self._now_us())
-        self._restore(found.parked)
+        self.clock.saw(self.clock.now())
+        self.clock.saw(found.newest_version)
+        self._succession.begin(found)
         self._persisting = asyncio.create_task(self.persister.run(), name="persister")
+        await self.journaling.open(found)
+        await until_answered(self.lease.begin, self.log)
+        self.lease.start()
         self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
-        if self._should_preload(found):
-            self._preloading = asyncio.create_task(
-                self.loader.preload(found.items_estimate), name="preload"
-            )
         self._closed_by = None
 
-    async def _open_storage(self) -> Found:
-        delay = 0.1
-        while True:
-            try:
-                return await self._storage.open()
-            except StorageAway as error:
-                self.log.warning("database_away", reason=str(error), retry_s=delay)
-                await asyncio.sleep(delay)
-                delay = min(2 * delay, CONNECT_RETRY_MAX_S)
-            except StorageError as error:
-                raise StartupError(f"PostgreSQL cannot be used: {error}") from error
+    async def close(
+        self, time_limit_s: float | None = None, *, hurry: asyncio.Event | None = None
+    ) -> list[str]:
+        """Refuses new requests, empties the write queue, gives the lease back and disconnects.
 
-    def _restore(self, parked: Iterable[Change]) -> None:
-        """Quarantined items are served again, as they were accepted."""
-        for change in parked:
-            self.queue.restore_parked(change)
-            if not change.deleted:
-                self.cache.put(change.id, change.entry)
-
-    def _should_preload(self, found: Found) -> bool:
-        if self.options.skip_items_preload is not Preload.AUTO:
-            return self.options.skip_items_preload is Preload.PRELOAD
-        budget = self.options.cache_bytes_max or memory.default_cache_bytes()
-        needed = memory.estimate(found.items_estimate, found.bytes_estimate)
-        self.log.info(
-            "preload_decided",
-            preload=needed <= budget,
-            items=found.items_estimate,
-            needed_bytes=needed,
-            budget_bytes=budget,
-        )
-        return needed <= budget
-
-    async def close(self, time_limit_s: float | None = None) -> list[str]:
-        """Refuses new requests, empties the write queue and closes the connections.
-
-        Returns the ids of accepted items that could not be written within the time limit (seconds;
-        ``shutdown_timeout_s`` by default); no write of theirs was acknowledged at ``commit``.
+        Returns the ids of accepted items that could neither be written nor journaled within the
+        time limit (seconds; ``shutdown_timeout_s`` by default); no write of theirs was acknowledged
+        at ``commit`` or ``journal``. ``hurry``, once set, ends the wait for PostgreSQL.
         """
         limit_s = self.options.shutdown_timeout_s if time_limit_s is None else time_limit_s
+        deadline = self.monotonic() + limit_s
         self._closed_by = Stopping
         self.admission.close(Stopping("The store is closing; nothing was changed."))
-        await end([self._preloading, self._watching])
+        self.lease.refuse()
         await self._ids.close()
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
-            await asyncio.wait([self._persisting], timeout=max(0.0, limit_s))
-            await end([self._persisting])
+            hurrying = asyncio.create_task((hurry or asyncio.Event()).wait())
+            waited = [self._persisting, hurrying]
+            await asyncio.wait(waited, timeout=max(0.0, limit_s), return_when="FIRST_COMPLETED")
+            await end(waited)
         left = sorted(self.queue.dirty_ids())
+        is_kept = await self.journaling.close()
+        if self._persisting is not None:
+            await self.lease.close(max(LET_GO_S, deadline - self.monotonic()))
+        await self._succession.close()
+        await end([self._watching])
         await self._storage.close()
+        if left and is_kept:
+            self.log.warning("journaled", items=len(left), ids=left[:NAMED_MAX])
+            return []
         return left
+
+    async def failure(self) -> None:
+        """Returns when the store should be ended, though it still serves: its journal failed."""
+        await self._failed.wait()
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether ``failure`` has returned."""
+        return self._failed.is_set()
 
     @property
     def is_ready(self) -> bool:
@@ -239,9 +282,13 @@ class ItemStore:
         Raises InvalidId, or DatabaseUnavailable if it is not cached and cannot be loaded.
         """
         entry = self.cache.entries.get(item_id)
-        if entry is None:
+        if entry is None or self.monotonic() >= self.lease.reads_until:
             entry = await self._find(check_id(item_id))
         return None if entry is None else Item(item_id, entry)
+
+    def is_pending(self, item_id: str) -> bool:
+        """Whether its newest state is not committed yet."""
+        return item_id in self.queue
 
     async def list(
         self,
@@ -259,20 +306,8 @@ class ItemStore:
         Raises InvalidParameter, InvalidCursor, or DatabaseUnavailable.
         """
         self._check_open()
-        listing.check_limit(limit)
-        column, descending = listing.check_order(order)
-        listing.check_prefix(prefix)
-        after = None if cursor is None else listing.decode(cursor, order=order, prefix=prefix)
+        query = listing.query(limit, order, cursor, prefix, count=count)
         await self.flush()
-        query = ListQuery(
-            limit=limit + 1,
-            bytes_max=listing.PAGE_BYTES_MAX,
-            order=column,
-            descending=descending,
-            prefix=prefix,
-            after=after,
-            count=count,
-        )
         try:
             rows, number = await self._storage.select(query)
         except StorageError as error:
@@ -288,9 +323,9 @@ class ItemStore:
         """
         if not len(self.queue):
             return
-        self._check_database("accepted writes are not committed yet")
+        self.persister.check("accepted writes are not committed yet")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue.when_settled(self._version, partial(_settle, done))
+        self.queue.when_settled(self.clock.newest, partial(_settle, done))
         try:
             async with asyncio.timeout(self.options.commit_timeout_s):
                 await done
@@ -302,9 +337,19 @@ class ItemStore:
 
     async def _find(self, item_id: str) -> bytes | None:
         self._check_open()
-        while (known := self._known(item_id)) is UNKNOWN:
+        while await self.lease.to_answer():
+            known = self._known(item_id)
+            if known is not UNKNOWN:
+                return known
             await self._load(item_id)
-        return known
+        return self._newer(item_id, await self._load(item_id))
+
+    def _newer(self, item_id: str, loaded: bytes | None) -> bytes | None:
+        """Of what PostgreSQL has and what this standby has still to write."""
+        change = self.queue.get(item_id)
+        if change is None or (loaded is not None and version_of(loaded) >= change.version):
+            return loaded
+        return None if change.deleted else change.entry
 
     def _known(self, item_id: str) -> bytes | _Unknown | None:
         """The packed entry, None if there is surely no such item, or UNKNOWN."""
@@ -319,10 +364,10 @@ class ItemStore:
         """Whether an item of this id was written here; PostgreSQL may not know it yet."""
         return item_id in self.cache.entries or self.queue.get(item_id) is not None
 
-    async def _load(self, item_id: str) -> None:
+    async def _load(self, item_id: str) -> bytes | None:
         try:
             async with asyncio.timeout(self.options.load_timeout_s):
-                await self.loader.load(item_id)
+                return await self.loader.load(item_id)
         except TimeoutError:
             raise DatabaseUnavailable(
                 "The item is not in memory and PostgreSQL did not answer within "
@@ -393,11 +438,17 @@ class ItemStore:
         """
         self._check_open()
         level = self.level(durability)
+        if any(not isinstance(op, Get) for op in operations):
+            await self.lease.to_accept()
         unknown = dict.fromkeys(
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
         )
         loads = await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
-        failures = {item_id: load for item_id, load in zip(unknown, loads, strict=True) if load}
+        failures = {
+            item_id: load
+            for item_id, load in zip(unknown, loads, strict=True)
+            if isinstance(load, BaseException)
+        }
         begun = [
             await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
             for operation in operations
@@ -414,34 +465,28 @@ class ItemStore:
         Raises InvalidDurability if there is no such level, DurabilityUnavailable if it cannot be
         given: a level is never weakened in silence.
         """
-        if durability is None:
-            return self.options.durability
-        try:
-            level = Durability(durability)
-        except ValueError:
-            raise InvalidDurability(
-                f"durability is {', '.join(Durability)}, not {str(durability)[:40]!r}."
-            ) from None
-        if level is Durability.JOURNAL:
-            raise DurabilityUnavailable("This store has no journal. Ask for memory or commit.")
-        return level
+        return self.journaling.level(durability)
 
     async def write(self, operation: Write, durability: Durability | str | None = None) -> Item:
         """Carries out one operation; the methods above are its short forms.
 
         Returns the item as it is now; of a deleted one what is left: its id and version.
         """
-        accepted = await self._accept(operation, self.level(durability))
+        accepted = await self._accept(operation, self.level(durability), self.options.hold_s)
         await self._acknowledge(accepted)
         return _item(accepted.change)
 
-    async def _accept(self, operation: Write, level: Durability) -> _Accepted:
+    async def _accept(self, operation: Write, level: Durability, hold_s: float) -> _Accepted:
         """Waits for what the decision needs, then decides and applies it without a pause."""
+        deadline = self.monotonic() + hold_s
         while True:
             self._check_open()
             if level is Durability.COMMIT:
-                self._check_database("nothing was changed")
+                self.persister.check("nothing was changed")
+            await self.lease.to_accept(deadline - self.monotonic())
             await self.admission.enter()
+            if not self.lease.may_accept():
+                continue
             if operation.id is None:
                 item_id, old = self._ids.take(), None
                 if item_id is not None:
@@ -460,9 +505,16 @@ class ItemStore:
         self, item_id: str, old: bytes | None, text: bytes | None, level: Durability
     ) -> _Accepted:
         """The one place where an item changes. Nothing here awaits."""
-        version = self._version = next_version(self._version, self._now_us())
+        version = self.clock.next()
         entry = pack(version, version if old is None else created_us_of(old), text or b"")
-        change = Change(item_id, version, entry, deleted=text is None, now_s=self._monotonic())
+        change = Change(
+            item_id,
+            version,
+            entry,
+            deleted=text is None,
+            now_s=self.monotonic(),
+            is_acked=level is not Durability.COMMIT,
+        )
         if text is None:
             self.cache.remove(item_id)
         else:
@@ -470,11 +522,13 @@ class ItemStore:
         if old is None:
             self._ids.claim(item_id)
         done = None
-        if level is Durability.COMMIT:
+        if level is not Durability.MEMORY:
             done = asyncio.get_running_loop().create_future()
             change.settled.append(partial(_settle, done))
         self.queue.put(change)
         self.persister.wake()
+        if level is Durability.JOURNAL and done is not None:
+            self.journaling.append(change, partial(_settle, done, None))
         return _Accepted(change, done)
 
     async def _acknowledge(self, accepted: _Accepted, deadline: float | None = None) -> None:
@@ -488,8 +542,8 @@ class ItemStore:
                 await accepted.done
         except TimeoutError:
             raise CommitUnconfirmed(
-                f"Version {accepted.change.version} is accepted and will be written, but "
-                f"PostgreSQL has not confirmed it within {self.options.commit_timeout_s:g} s. "
+                f"Version {accepted.change.version} is accepted and will be written, but it was "
+                f"not confirmed within {self.options.commit_timeout_s:g} s. "
                 "Read the item before you repeat the request."
             ) from None
 
@@ -499,7 +553,7 @@ class ItemStore:
         if failure is not None and operation.id and self._known(operation.id) is UNKNOWN:
             raise failure  # not each operation is to wait for a load again
         if not isinstance(operation, Get):
-            return await self._accept(operation, level)
+            return await self._accept(operation, level, 0.0)  # the batch has waited for the lease
         item = await self.get(operation.id)
         if item is None:
             raise ItemNotFound(f"There is no item {operation.id!r}.")
@@ -519,27 +573,12 @@ class ItemStore:
                 else "The store is closing; nothing was changed. Repeat with its successor."
             )
 
-    def _check_database(self, meanwhile: str) -> None:
-        """Raises DatabaseUnavailable if PostgreSQL has been failing for a while already."""
-        persister = self.persister
-        if persister.failing_since is None:
-            return
-        failing_s = self._monotonic() - persister.failing_since
-        kind = persister.failure.kind if persister.failure else "away"
-        if persister.is_halted or failing_s > AWAY_MAX_S:
-            raise DatabaseUnavailable(
-                f"PostgreSQL has not taken a write for {failing_s:.0f} s ({kind}); "
-                f"{meanwhile}. Repeat later."
-            )
-
-    def _saw(self, version: int) -> None:
-        """Another hand gave out this version: the clock goes on after it."""
-        self._version = max(self._version, version)
-
     def _on_settled(self, changes: Sequence[Change]) -> None:
         """Loads under way may have read these items as they were before."""
         self.cache.touch(change.id for change in changes)
         self.admission.let_in()
+        if self.lease.is_yielding and not len(self.queue):
+            self.lease.wake()
 
 
 def _item(change: Change) -> Item:

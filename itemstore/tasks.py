@@ -1,12 +1,20 @@
-"""Ends tasks for certain."""
+"""Ends tasks for certain, and waits for a PostgreSQL that is away."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
-from typing import Any, Final
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from structlog.typing import FilteringBoundLogger
+
+from itemstore.errors import StartupError
+from itemstore.storage import StorageAway, StorageError
 
 CANCEL_AGAIN_S: Final = 0.5
+CONNECT_RETRY_MAX_S: Final = 2.0
+
+T = TypeVar("T")
 
 
 async def end(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
@@ -22,3 +30,20 @@ async def end(tasks: Iterable[asyncio.Task[Any] | None]) -> None:
             task.cancel()
         await asyncio.wait(pending, timeout=CANCEL_AGAIN_S)
     await asyncio.gather(*running, return_exceptions=True)
+
+
+async def until_answered(call: Callable[[], Awaitable[T]], log: FilteringBoundLogger) -> T:
+    """What the call returns, repeated while PostgreSQL is away.
+
+    Raises StartupError if waiting does not help.
+    """
+    delay = 0.1
+    while True:
+        try:
+            return await call()
+        except StorageAway as error:
+            log.warning("database_away", reason=str(error), retry_s=delay)
+            await asyncio.sleep(delay)
+            delay = min(2 * delay, CONNECT_RETRY_MAX_S)
+        except StorageError as error:
+            raise StartupError(f"PostgreSQL cannot be used: {error}") from error

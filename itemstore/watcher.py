@@ -8,6 +8,10 @@ half a second and nothing else. A note is deleted only after it was taken over.
     2. the watcher asks for x           → a load begins
     3. a writer replaces "x", version 9 → the load is marked: x is left alone, and asked for again
     4. the watcher asks for x           → version 7, or 9 once it is committed: nothing is newer
+
+That is the holder's part. A standby that has items in its cache keeps them fresh instead: it takes
+what was committed beyond the version up to which all was settled when it last looked, and reads the
+notes, which it leaves to the holder. So little is left to do when it takes the lease.
 """
 
 from __future__ import annotations
@@ -21,7 +25,7 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.cache import Cache
 from itemstore.core.item import version_of
 from itemstore.core.queue import WriteQueue
-from itemstore.storage import ForeignChange, State, Storage, StorageError
+from itemstore.storage import ForeignChange, Lease, State, Storage, StorageError
 
 POLL_INTERVAL_S: Final = 0.5
 RETRY_S: Final = 0.5
@@ -38,6 +42,7 @@ class Watcher:
         log: FilteringBoundLogger,
         *,
         on_version: Callable[[int], None],
+        is_holder: Callable[[], bool] = lambda: True,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._cache = cache
@@ -46,18 +51,53 @@ class Watcher:
         self._log = log
         #: Told each version seen, so that the store's clock stays ahead.
         self._on_version = on_version
+        self._is_holder = is_holder
         self._sleep = sleep
         self.taken_over = 0  #: changes
+        #: Of a standby: its cache holds what was committed up to this version, and what was noted
+        #: before this time (PostgreSQL's); None if nothing is cached.
+        self.since: int | None = None
+        self._notes_since_us = 0
 
     async def run(self) -> None:
         """Until it is cancelled. A database that is away is asked again until it answers."""
         while True:
             try:
-                if not await self.take_over():
+                if not self._is_holder():
+                    await self._sleep(POLL_INTERVAL_S)
+                elif not await self.take_over():
                     await self._storage.await_foreign_changes(POLL_INTERVAL_S)
             except StorageError as error:
                 self._log.debug("watch_failed", reason=str(error))  # the persister tells of outages
                 await self._sleep(RETRY_S)
+
+    def stand_by(self, since: int, notes_since_us: int) -> None:
+        """From here on ``follow`` keeps the cache fresh, which is so up to now."""
+        self.since, self._notes_since_us = since, notes_since_us
+
+    async def follow(self, lease: Lease) -> None:
+        """Keeps the cache fresh. ``lease`` was read just before."""
+        await self.catch_up()
+        self.since, self._notes_since_us = lease.settled, lease.now_us
+
+    async def catch_up(self) -> None:
+        """Takes what was committed since the cache was last known to be fresh."""
+        after = self.since
+        if after is None:
+            return
+        while after is not None:
+            states, after = await self._storage.changes(after)
+            self._apply(states, {})
+        await self._follow_notes()
+
+    async def _follow_notes(self) -> None:
+        seq = 0
+        while changes := await self._storage.foreign_changes_since(self._notes_since_us, seq):
+            seq = changes[-1].seq
+            ids = sorted({change.id for change in changes if change.id})
+            states = await self._storage.states(ids) if ids else []
+            self._truncate(changes)
+            self._apply(states, {change.id: change.version for change in changes})
 
     async def take_over(self) -> int:
         """Takes over what is noted by now; returns how many changes that were."""
@@ -88,12 +128,12 @@ class Watcher:
         for state in states:
             self._on_version(state.version)
             # Of an item that is gone the tombstone may be purged already; the note knows as well.
-            if max(state.version, noted[state.id]) <= self._newest(state.id):
+            if max(state.version, noted.get(state.id, 0)) <= self._newest(state.id):
                 continue
             if state.entry is None:
                 self._cache.remove(state.id)
             else:
-                self._cache.put(state.id, state.entry)
+                self._cache.refresh(state.id, state.entry)
 
     def _newest(self, item_id: str) -> int:
         """The version this store knows of; a pending delete is not in the cache."""

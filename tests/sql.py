@@ -1,17 +1,34 @@
-"""Plain SQL for tests: what the store's database holds, seen from outside."""
+"""The store's database for tests: seen from outside, and written to without a lease."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Final
 
 import psycopg
+
+from itemstore.core.queue import Change
+from itemstore.storage import Claim, Standing
+from itemstore.storage.postgres import Postgres
 
 #: Makes the tables as they were after schema.sql, for the next test of a shared database.
 EMPTY = """
 TRUNCATE items, tombstones, quarantine;
 DELETE FROM foreign_changes;
-UPDATE id_blocks SET next = 0
+UPDATE id_blocks SET next = 0;
+DELETE FROM writer_lease;
+INSERT INTO writer_lease DEFAULT VALUES
 """
+
+#: Of somebody who never held the lease.
+NO_CLAIM: Final = Claim("nobody", epoch=0, lease_s=10.0, clock=0, settled=0, high_water=0)
+
+
+class Unclaimed(Postgres):
+    """Writes what was acknowledged, whoever holds the lease."""
+
+    async def write(self, changes: Sequence[Change], claim: Claim = NO_CLAIM) -> Standing:
+        return await super().write(changes, claim)
 
 
 def query(dsn: str, statement: str, *parameters: object) -> list[Any]:

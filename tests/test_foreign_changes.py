@@ -11,7 +11,7 @@ import pytest
 
 from itemstore import ItemStore, Preload
 
-NOTES = "SELECT count(*) FROM foreign_changes"
+NOTES = "SELECT count(*) FROM foreign_changes WHERE taken_at IS NULL"
 
 
 @pytest.fixture

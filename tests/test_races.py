@@ -35,11 +35,11 @@ from itemstore.errors import (
 )
 from itemstore.loader import LOAD_IDS_MAX
 from itemstore.options import Durability, Options, Preload
-from itemstore.storage import ListQuery, StorageAway, StorageError, StorageSlow
+from itemstore.storage import Claim, ListQuery, Standing, StorageAway, StorageError, StorageSlow
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from tests.conftest import make_database
-from tests.sql import EMPTY, query, tables
+from tests.sql import EMPTY, NO_CLAIM, query, tables
 
 MEMORY, COMMIT = Durability.MEMORY, Durability.COMMIT
 LAZY, FULL = Preload.SKIP, Preload.PRELOAD
@@ -106,11 +106,12 @@ class GatedPostgres(Postgres):
         if gates:
             await gates.popleft().pass_through()
 
-    async def write(self, changes: Sequence[Change]) -> None:
+    async def write(self, changes: Sequence[Change], claim: Claim = NO_CLAIM) -> Standing:
         self.written.append(list(changes))
         await self._at("write", "before")
-        await super().write(changes)
+        standing = await super().write(changes, claim)
         await self._at("write", "after")
+        return standing
 
     async def quarantine(self, change: Change, reason: str) -> None:
         await self._at("quarantine", "before")

@@ -22,9 +22,11 @@ LAYERS = (
     ("report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("store",),  # the one object the outside knows
-    ("admission", "allocator", "loader", "persister", "watcher"),  # its parts that wait
+    ("persister", "quarantine", "succession"),  # its parts that wait, those that rest on the lease first
+    ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
+    ("deployment",),
     ("database", "settings"),
-    ("log", "memory", "options", "tasks"),
+    ("log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

@@ -23,6 +23,8 @@ ENTRY_OVERHEAD_BYTES: Final = (
 
 Row = tuple[str, bytes]
 
+_NEVER: Final = 2**63  # beyond all versions
+
 
 class Load:
     """A read of PostgreSQL that is under way: remembers what changed since it began."""
@@ -42,6 +44,8 @@ class Cache:
         self.entries: dict[str, bytes] = {}
         #: Whether it holds every item, so that a miss needs no query.
         self.hydrated = False
+        #: Whether it is to hold every item: a preload is under way, or has been.
+        self.fills = False
         self._entry_bytes = 0
         self._absent: dict[str, None] = {}
         self._loads: set[Load] = set()
@@ -71,6 +75,23 @@ class Cache:
         self._absent.pop(item_id, None)
         self.touch((item_id,))
 
+    def refresh(self, item_id: str, entry: bytes) -> None:
+        """PostgreSQL has a newer state: kept if the item is cached, or all items are to be."""
+        if self.fills or item_id in self.entries:
+            self.put(item_id, entry)
+        else:
+            self._absent.pop(item_id, None)
+            self.touch((item_id,))
+
+    def clear(self) -> None:
+        """Forgets everything; loads under way bring nothing any more."""
+        self.entries = {}
+        self._entry_bytes = 0
+        self._absent.clear()
+        self.hydrated = self.fills = False
+        for load in self._loads:
+            load.floor = _NEVER
+
     def remove(self, item_id: str) -> None:
         old = self.entries.pop(item_id, None)
         if old is not None:
@@ -94,7 +115,7 @@ class Cache:
         for item_id in old:
             self.remove(item_id)
         for load in self._loads:
-            load.floor = version
+            load.floor = max(load.floor, version)
 
     def begin_load(self) -> Load:
         """To be called before the query is sent."""
@@ -142,6 +163,10 @@ class Cache:
         self.touch(item_ids)
         while len(self._absent) > ABSENT_MAX:
             del self._absent[next(iter(self._absent))]
+
+    def forget_absent(self) -> None:
+        """Others may create items from now on."""
+        self._absent.clear()
 
     def set_hydrated(self) -> None:
         self.hydrated = True

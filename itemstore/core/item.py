@@ -9,6 +9,7 @@ a copy. An item's ``updated_at`` is its version as a time; a new item's ``create
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any, Final
@@ -50,6 +51,28 @@ def data_of(entry: bytes) -> bytes:
 def next_version(previous: int, now_us: int) -> int:
     """The store's clock: strictly increasing, and the time where time allows."""
     return previous + 1 if previous >= now_us else now_us
+
+
+class VersionClock:
+    """Gives out the store's versions. ``now_us`` tells the time, in microseconds since 1970."""
+
+    def __init__(self, now_us: Callable[[], int]) -> None:
+        self._now_us = now_us
+        #: The newest version given out or seen.
+        self.newest = 0
+
+    def next(self) -> int:
+        """A version newer than any before."""
+        self.newest = next_version(self.newest, self._now_us())
+        return self.newest
+
+    def saw(self, version: int) -> None:
+        """Another gave out this version: the clock goes on after it."""
+        self.newest = max(self.newest, version)
+
+    def now(self) -> int:
+        """No version beyond this one has been given out."""
+        return max(self.newest, self._now_us())
 
 
 def check_id(item_id: str) -> str:

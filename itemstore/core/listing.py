@@ -41,6 +41,35 @@ class Page:
     count: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ListQuery:
+    """One page of a list. ``order`` is created, updated or id; ``after`` the last page's end."""
+
+    limit: int
+    bytes_max: int  #: the page ends with the item that passes this
+    order: str = "created"
+    descending: bool = False
+    prefix: str = ""
+    after: tuple[int, str] | None = None  #: sort key (µs since 1970, version, or 0) and id
+    count: bool = False
+
+
+def query(limit: int, order: str, cursor: str | None, prefix: str, *, count: bool) -> ListQuery:
+    """What is asked for. Raises InvalidParameter, InvalidId, InvalidCursor."""
+    check_limit(limit)
+    column, descending = check_order(order)
+    check_prefix(prefix)
+    return ListQuery(
+        limit=limit + 1,
+        bytes_max=PAGE_BYTES_MAX,
+        order=column,
+        descending=descending,
+        prefix=prefix,
+        after=None if cursor is None else decode(cursor, order=order, prefix=prefix),
+        count=count,
+    )
+
+
 def encode(order: str, prefix: str, after: Position) -> str:
     """The cursor of what comes after this position."""
     raw = orjson.dumps([order, prefix, *after])

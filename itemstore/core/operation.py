@@ -13,7 +13,13 @@ from typing import Any
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded, decode, encode, merge_patch
 from itemstore.core.item import check_id, data_of, version_of
-from itemstore.errors import InvalidData, InvalidItem, ItemExists, ItemNotFound
+from itemstore.errors import (
+    InvalidData,
+    InvalidItem,
+    ItemExists,
+    ItemNotFound,
+    PreconditionFailed,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +99,22 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
+class Repeat:
+    """A write that PostgreSQL refused, once more; ``text`` is None for a delete."""
+
+    id: str
+    text: Encoded | None
+    version: int  #: of the write that was refused
+
+    def decide(self, old: bytes | None) -> Encoded | None:
+        if old is not None and version_of(old) != self.version:
+            raise PreconditionFailed(
+                f"The item {self.id!r} was written since: it has the version {version_of(old)}."
+            )
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
 class Get:
     """Reads the item, in a batch."""
 
@@ -102,8 +124,8 @@ class Get:
         check_id(self.id)
 
 
-Write = Create | Put | Patch | Delete
-Operation = Write | Get
+Write = Create | Put | Patch | Delete | Repeat
+Operation = Create | Put | Patch | Delete | Get
 
 
 def _existing(item_id: str, old: bytes | None) -> bytes:

@@ -1,12 +1,13 @@
 """The write queue: what PostgreSQL has yet to be told, at most one change per id.
 
     accepted ──put──► queued ──take──► in flight ──settle──► committed (forgotten here)
-                        ▲                  │  └─────park───► parked (quarantined, kept)
+                        ▲                  │  ├─────park───► parked (quarantined, kept)
+                        │                  │  └────fence───► refused: never acknowledged
                         └── a newer change of the same id joins or waits its turn
 
 Invariants, by the numbers of docs/architecture.md:
 
-  3. Nothing leaves but by ``settle`` or ``park``.
+  3. Nothing that was acknowledged leaves but by ``settle`` or ``park``.
   5. At most one batch is in flight; one change per id in it, sorted by id. Settling a batch leaves
      a newer change of the same id queued.
   9. Queued changes are ordered by when their id first became dirty, never by the last update, so
@@ -16,7 +17,7 @@ Invariants, by the numbers of docs/architecture.md:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Final
 
 from itemstore.core.item import HEADER_BYTES, created_us_of
@@ -30,16 +31,34 @@ Settled = Callable[[Exception | None], None]
 class Change:
     """The newest accepted state of one item on its way to PostgreSQL."""
 
-    __slots__ = ("deleted", "dirty_since", "entry", "first_version", "id", "settled", "version")
+    __slots__ = (
+        "deleted",
+        "dirty_since",
+        "entry",
+        "first_version",
+        "id",
+        "is_acked",
+        "settled",
+        "version",
+    )
 
     def __init__(
-        self, item_id: str, version: int, entry: bytes, *, deleted: bool, now_s: float
+        self,
+        item_id: str,
+        version: int,
+        entry: bytes,
+        *,
+        deleted: bool,
+        now_s: float,
+        is_acked: bool = True,
     ) -> None:
         self.id = item_id
         self.version = version
         #: The packed entry; of a deleted item the one with its last created_at and no data.
         self.entry = entry
         self.deleted = deleted
+        #: Whether an OK was given before the commit, for this or an older change it replaced.
+        self.is_acked = is_acked
         #: The version that first made this id dirty, and when: what the order goes by.
         self.first_version = version
         self.dirty_since = now_s
@@ -76,6 +95,8 @@ class WriteQueue:
         #: Changes accepted, and those of them replaced by a newer one before they were written.
         self.accepted = 0
         self.coalesced = 0
+        #: Changes that were not written because the lease was lost; none was acknowledged.
+        self.fenced = 0
 
     def __len__(self) -> int:
         """Dirty items: queued and in flight."""
@@ -104,11 +125,17 @@ class WriteQueue:
     def dirty_ids(self) -> frozenset[str]:
         return frozenset(self._queued.keys() | self._in_flight.keys())
 
-    def pending_ids(self) -> frozenset[str]:
-        """The ids whose newest state is not in PostgreSQL."""
-        if not (self._queued or self._in_flight or self._parked):
-            return frozenset()
-        return frozenset().union(self._queued, self._in_flight, self._parked)
+    def dirty(self) -> list[Change]:
+        """What is queued and in flight, in no order."""
+        return [*self._in_flight.values(), *self._queued.values()]
+
+    def __contains__(self, item_id: object) -> bool:
+        """Whether the id's newest state is not in PostgreSQL."""
+        return item_id in self._queued or item_id in self._in_flight or item_id in self._parked
+
+    def pending_ids(self) -> Container[str]:
+        """The ids whose newest state is not in PostgreSQL, now and as they change."""
+        return self if self._queued or self._in_flight or self._parked else ()
 
     def dirty_since(self) -> float | None:
         """When the oldest dirty item became so, by the caller's clock; None if all is clean."""
@@ -127,6 +154,7 @@ class WriteQueue:
             change.first_version = old.first_version
             change.dirty_since = old.dirty_since
             change.settled = old.settled + change.settled
+            change.is_acked = change.is_acked or old.is_acked
         self._queued[change.id] = change
         self._bytes += change.size
 
@@ -146,28 +174,42 @@ class WriteQueue:
             del self._queued[item_id]
         return sorted(self._in_flight.values(), key=_id)
 
-    def settle(self, changes: Iterable[Change]) -> None:
-        """These are committed. A parked older change of the same id is thereby superseded."""
+    def settle(self, changes: Iterable[Change], doubt: Exception | None = None) -> None:
+        """These are committed. A parked older change of the same id is thereby superseded.
+
+        ``doubt``: they were written under a lease that was lost, so that no commit is confirmed.
+        """
         for change in changes:
             self._land(change)
             parked = self._parked.get(change.id)
-            if parked is not None and parked.version < change.version:
+            if parked is not None and parked.version <= change.version:
                 del self._parked[change.id]
-            for settled in change.settled:
-                settled(None)
+            _tell(change, doubt)
         self._pass_barriers()
 
     def park(self, change: Change, reason: Exception) -> None:
         """PostgreSQL refused this one: it is kept and served, and its writers are told."""
         self._land(change)
-        self.restore_parked(change)
-        for settled in change.settled:
-            settled(reason)
-        change.settled = []
+        self._parked[change.id] = change
+        _tell(change, reason)
         self._pass_barriers()
 
-    def restore_parked(self, change: Change) -> None:
-        self._parked[change.id] = change
+    def fence(self, changes: Iterable[Change], reason: Exception) -> None:
+        """These were not written, for the lease is another's; nobody has been told OK."""
+        for change in changes:
+            assert not change.is_acked, "nothing acknowledged is dropped"  # noqa: S101 - our own error
+            self._land(change)
+            self.fenced += 1
+            _tell(change, reason)
+        self._pass_barriers()
+
+    def restore_parked(self, changes: Iterable[Change]) -> None:
+        """What quarantine holds, in place of what was known of it."""
+        self._parked = {change.id: change for change in changes}
+
+    def unpark(self, item_id: str) -> Change | None:
+        """Forgets what is parked of this id; returns it."""
+        return self._parked.pop(item_id, None)
 
     def when_settled(self, version: int, settled: Settled) -> None:
         """Calls back when every change accepted up to this version is committed or parked.
@@ -197,6 +239,12 @@ class WriteQueue:
                 return
             self._barriers.popleft()
             settled(None)
+
+
+def _tell(change: Change, outcome: Exception | None) -> None:
+    waiting, change.settled = change.settled, []
+    for settled in waiting:
+        settled(outcome)
 
 
 def _id(change: Change) -> str:

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from uuid import UUID
 
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
+from itemstore.core.listing import ListQuery as ListQuery
 from itemstore.core.queue import Change
 
 
@@ -31,6 +33,12 @@ class StorageAway(StorageError):
     """
 
     kind = "away"
+
+
+class StorageDown(StorageAway):
+    """The server itself says that it lets nobody in: it is stopped, or starting or stopping."""
+
+    kind = "down"
 
 
 class StorageSlow(StorageAway):
@@ -52,11 +60,22 @@ class StorageBroken(StorageError):
 
 
 @dataclass(frozen=True, slots=True)
+class Parked:
+    """A change in quarantine: accepted, but PostgreSQL refused it."""
+
+    change: Change
+    reason: str
+    at_us: int  #: when it was put there, in microseconds since 1970
+
+
+@dataclass(frozen=True, slots=True)
 class Found:
     """What a store's database holds when it is opened."""
 
+    store_id: UUID
     newest_version: int  #: no version up to this one may be given out again
-    parked: tuple[Change, ...]  #: what is in quarantine
+    purged_before: int  #: deletes older than this version may be forgotten
+    parked: tuple[Parked, ...]
     items_estimate: int
     bytes_estimate: int  #: of the items' data
 
@@ -80,16 +99,46 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class ListQuery:
-    """One page of a list. ``order`` is one of ``LIST_ORDERS``; ``after`` the last page's end."""
+class Claim:
+    """What a batch or a heartbeat says of who sends it; recorded if the lease is still its own."""
 
-    limit: int
-    bytes_max: int  #: the page ends with the item that passes this
-    order: str = "created"
-    descending: bool = False
-    prefix: str = ""
-    after: tuple[int, str] | None = None  #: sort key (µs since 1970, version, or 0) and id
-    count: bool = False
+    holder: str
+    epoch: int  #: 0 for an instance that does not hold the lease
+    lease_s: float  #: how long the lease lasts from now on
+    clock: int  #: no version beyond this one has been given out
+    settled: int  #: everything accepted up to this version is committed
+    high_water: int  #: grows with every batch
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What PostgreSQL says of a claim; ``epoch`` and ``high_water`` as they were before it."""
+
+    is_held: bool
+    is_wanted: bool  #: another instance asks for the lease
+    epoch: int
+    high_water: int
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """The lease as it stands; ``is_free`` if nobody has it or its time is over."""
+
+    epoch: int
+    holder: str | None
+    process: str | None
+    is_free: bool
+    settled: int
+    now_us: int  #: PostgreSQL's clock
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """The lease is ours, under this epoch; versions begin beyond ``clock``."""
+
+    epoch: int
+    clock: int
+    high_water: int
 
 
 #: What a list can be sorted by. The id breaks ties, so that every order is total.
@@ -105,11 +154,39 @@ class Storage(Protocol):
     async def close(self) -> None:
         """Ends all connections."""
 
-    async def write(self, changes: Sequence[Change]) -> None:
+    async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
         """Commits all of them or none. Repeating it changes nothing: a version only grows.
 
-        Never called twice at once.
+        Unless the claim holds, only those that were acknowledged are written, and they are noted as
+        foreign changes for the holder. Never called twice at once.
         """
+
+    async def renew(self, claim: Claim) -> Standing:
+        """A heartbeat: the lease lasts on if the claim holds."""
+
+    async def lease(self) -> Lease:
+        """Who holds the lease."""
+
+    async def acquire(self, claim: Claim, process: str, gone: str | None) -> Grant | None:
+        """The lease under a new epoch, if it is to be had, or if ``gone`` is who holds it.
+
+        ``claim.epoch`` is the last epoch that was ours: the lease is ours again if it is older.
+        """
+
+    async def want(self, holder: str, *, wanted: bool = True) -> None:
+        """Asks the holder for the lease; to be repeated while it is wanted."""
+
+    async def let_go(self, claim: Claim) -> None:
+        """Gives the lease back if it is held under this claim."""
+
+    async def changes(self, after_version: int) -> tuple[list[State], int | None]:
+        """Some of what changed after the version, oldest first, and after which to go on.
+
+        None at the end. An item that was deleted comes without an entry.
+        """
+
+    async def parked(self) -> tuple[Parked, ...]:
+        """What is in quarantine."""
 
     async def quarantine(self, change: Change, reason: str) -> None:
         """Keeps a change that ``write`` refused, in place of an older one of the same id."""
@@ -139,11 +216,14 @@ class Storage(Protocol):
     async def foreign_changes(self) -> list[ForeignChange]:
         """The oldest changes by other hands that were not forgotten yet."""
 
+    async def foreign_changes_since(self, since_us: int, after_seq: int) -> list[ForeignChange]:
+        """For a standby: those not forgotten, or forgotten since then; a page, in order of seq."""
+
     async def states(self, ids: Sequence[str]) -> list[State]:
         """The newest state of each of the ids."""
 
     async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        """These are taken over."""
+        """These are taken over. A standby may still ask for them for an hour."""
 
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         """Returns when there may be new ones, or after the time limit."""

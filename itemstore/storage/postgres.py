@@ -1,7 +1,8 @@
 """The storage over a real PostgreSQL.
 
-Its connections: one for writing, which no request can cancel; one for the preload; one that listens
-for changes by other hands; and a small pool for reads that requests wait for.
+Its connections: one for writing, which no request can cancel; one for the lease; one for the
+preload; one that listens for changes by other hands; and a small pool for reads that requests wait
+for.
 """
 
 from __future__ import annotations
@@ -23,9 +24,14 @@ from itemstore.core.ids import IdBlock
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import (
+    Claim,
     ForeignChange,
     Found,
+    Grant,
+    Lease,
     ListQuery,
+    Parked,
+    Standing,
     State,
     StorageAway,
     StorageBroken,
@@ -35,14 +41,16 @@ from itemstore.storage import (
 from itemstore.storage.session import READ_TIMEOUT_S, Session, classify, conninfo
 from itemstore.storage.walk import Walk
 
-SCHEMA_VERSION: Final = 1  # what schema.sql writes into store_meta
+SCHEMA_VERSION: Final = 2  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
 POOL_MAX: Final = 4
-CONNECTIONS_MAX: Final = POOL_MAX + 3  # and the writer, the preload and the listener
+CONNECTIONS_MAX: Final = POOL_MAX + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
+CHANGES_PAGE: Final = 1_000  # items
+LEASE_CALL_SHARE: Final = 0.4  # of the lease's time: a heartbeat that takes longer has failed
 
 
 def schema_sql() -> str:
@@ -60,6 +68,7 @@ class Postgres:
         instance = secrets.token_hex(4)
         direct = direct_dsn or dsn
         self._writer = Session(direct, f"itemstore writer {instance}")
+        self._lessee = Session(direct, f"itemstore lease {instance}")
         self._preloader = Session(direct, f"itemstore preload {instance}")
         self._walk = Walk(self._preloader)
         self._listener = Session(
@@ -80,12 +89,13 @@ class Postgres:
         await self._install()
         [(newest,)] = await self._writer.run(statements.NEWEST_VERSION)
         [(items, size)] = await self._writer.run(statements.ESTIMATE)
-        await self._writer.run(statements.RELEASE_OVERTAKEN)
-        parked = await self._writer.run(statements.PARKED)
+        [(store_id, purged_before)] = await self._writer.run(statements.IDENTITY)
         await self._pool.open(wait=False)
         return Found(
+            store_id=store_id,
             newest_version=newest,
-            parked=tuple(_parked(*row) for row in parked),
+            purged_before=purged_before,
+            parked=await self.parked(),
             items_estimate=items,
             bytes_estimate=size,
         )
@@ -108,20 +118,56 @@ class Postgres:
 
     async def close(self) -> None:
         await self._pool.close()
-        for session in (self._listener, self._preloader, self._writer):
+        for session in (self._listener, self._preloader, self._lessee, self._writer):
             await session.close()
 
-    async def write(self, changes: Sequence[Change]) -> None:
+    async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
         try:
             parameters = {
                 "ids": [change.id for change in changes],
                 "data": [None if (d := change.data) is None else d.decode() for change in changes],
                 "versions": [change.version for change in changes],
                 "created": [change.created_us for change in changes],
+                "acked": [change.is_acked for change in changes],
+                **_of(claim),
             }
         except UnicodeError as error:
             raise classify(error) from error
-        await self._writer.run(statements.WRITE, parameters, time_limit_s=WRITE_TIMEOUT_S)
+        [row] = await self._writer.run(statements.WRITE, parameters, time_limit_s=WRITE_TIMEOUT_S)
+        return _standing(*row)
+
+    async def renew(self, claim: Claim) -> Standing:
+        [row] = await self._lessee.run(
+            statements.RENEW, _of(claim), time_limit_s=claim.lease_s * LEASE_CALL_SHARE
+        )
+        return _standing(*row)
+
+    async def lease(self) -> Lease:
+        [row] = await self._lessee.run(statements.LEASE)
+        return Lease(*row)
+
+    async def acquire(self, claim: Claim, process: str, gone: str | None) -> Grant | None:
+        rows = await self._lessee.run(
+            statements.ACQUIRE, {**_of(claim), "process": process, "gone": gone}
+        )
+        return Grant(*rows[0]) if rows else None
+
+    async def want(self, holder: str, *, wanted: bool = True) -> None:
+        statement = statements.WANT if wanted else statements.UNWANT
+        await self._lessee.run(statement, {"holder": holder})
+
+    async def let_go(self, claim: Claim) -> None:
+        await self._lessee.run(statements.LET_GO, _of(claim))
+
+    async def changes(self, after_version: int) -> tuple[list[State], int | None]:
+        parameters = {"after": after_version, "limit": CHANGES_PAGE}
+        rows = await self._lessee.run(statements.CHANGES, parameters, binary=True)
+        following = rows[-1][2] if len(rows) >= CHANGES_PAGE else None
+        return [State(*row) for row in rows], following
+
+    async def parked(self) -> tuple[Parked, ...]:
+        await self._lessee.run(statements.RELEASE_OVERTAKEN)
+        return tuple(_parked(*row) for row in await self._lessee.run(statements.PARKED))
 
     async def quarantine(self, change: Change, reason: str) -> None:
         await self._writer.run(
@@ -173,6 +219,11 @@ class Postgres:
         rows = await self._listener.run(statements.FOREIGN_CHANGES)
         return [ForeignChange(*row) for row in rows]
 
+    async def foreign_changes_since(self, since_us: int, after_seq: int) -> list[ForeignChange]:
+        parameters = {"since": since_us, "after": after_seq}
+        rows = await self._listener.run(statements.FOREIGN_CHANGES_SINCE, parameters)
+        return [ForeignChange(*row) for row in rows]
+
     async def states(self, ids: Sequence[str]) -> list[State]:
         rows = await self._listener.run(statements.STATES, {"ids": list(ids)}, binary=True)
         return [State(item_id, entry, version or 0) for item_id, entry, version in rows]
@@ -222,9 +273,20 @@ class Postgres:
             raise classify(error) from error
 
 
-def _parked(item_id: str, version: int, data: str | None, created_us: int) -> Change:
+def _of(claim: Claim) -> dict[str, Any]:
+    return {field: getattr(claim, field) for field in Claim.__slots__}
+
+
+def _standing(is_wanted: bool | None, epoch: int, high_water: int) -> Standing:
+    return Standing(is_wanted is not None, bool(is_wanted), epoch, high_water)
+
+
+def _parked(
+    item_id: str, version: int, data: str | None, created_us: int, reason: str, at_us: int
+) -> Parked:
     entry = pack(version, created_us, (data or "").encode())
-    return Change(item_id, version, entry, deleted=data is None, now_s=0.0)
+    change = Change(item_id, version, entry, deleted=data is None, now_s=0.0)
+    return Parked(change, reason, at_us)
 
 
 def prefix_end(prefix: str) -> str | None:

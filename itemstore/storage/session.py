@@ -12,6 +12,7 @@ from psycopg.rows import TupleRow
 from itemstore.storage import (
     StorageAway,
     StorageBroken,
+    StorageDown,
     StorageError,
     StorageRefused,
     StorageSlow,
@@ -31,7 +32,15 @@ _HOPELESS: Final = (
     "invalid connection option",
 )
 
+#: The server is there, and says so: nobody else is let in either.
+_DOWN: Final = (
+    "Connection refused",
+    "No such file or directory",  # the socket
+    "the database system is",  # starting up, shutting down, in recovery mode
+)
+
 _AWAY: Final = ("08", "40", "53", "57P", "58", "25006")
+_SHUTDOWN: Final = ("57P02", "57P03")
 _SLOW: Final = ("55P03", "57014")
 _REFUSED: Final = ("22", "23", "54")
 
@@ -58,6 +67,7 @@ def _class_of(error: Exception) -> type[StorageError]:
         return _class_without_state(error)
     for states, kind in (
         (_SLOW, StorageSlow),
+        (_SHUTDOWN, StorageDown),
         (_AWAY, StorageAway),
         (_REFUSED, StorageRefused),
     ):
@@ -69,6 +79,8 @@ def _class_of(error: Exception) -> type[StorageError]:
 def _class_without_state(error: psycopg.Error) -> type[StorageError]:
     if isinstance(error, psycopg.DataError):
         return StorageRefused
+    if any(text in str(error) for text in _DOWN):
+        return StorageDown
     if any(text in str(error) for text in _HOPELESS):
         return StorageBroken
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):

@@ -17,10 +17,35 @@ def _time(microseconds: str) -> str:
     return f"timestamptz '1970-01-01 00:00:00+00' + {microseconds} * interval '1 microsecond'"
 
 
+#: PostgreSQL's clock, as a version.
+_NOW: Final = "(extract(epoch FROM clock_timestamp()) * 1000000)::bigint"
+
+#: In every statement of the writer: what the lease was, and the heartbeat if it is still ours.
+_LEASE: Final = """before AS MATERIALIZED (
+    SELECT epoch, high_water FROM writer_lease
+), lease AS (
+    UPDATE writer_lease
+       SET heartbeat = clock_timestamp(),
+           expires_at = clock_timestamp() + %(lease_s)s::float8 * interval '1 second',
+           clock = greatest(clock, %(clock)s::bigint),
+           high_water = greatest(high_water, %(high_water)s::bigint),
+           settled = greatest(settled, %(settled)s::bigint)
+     WHERE epoch = %(epoch)s AND holder = %(holder)s
+    RETURNING wanted_by IS NOT NULL AND wanted_at > clock_timestamp() - interval '5 seconds'
+              AS is_wanted
+)"""
+
+#: What the holder is told of it: NULL if it is not the holder.
+_STANDING: Final = "(SELECT is_wanted FROM lease), before.epoch, before.high_water"
+
+#: A change that was acknowledged goes in whoever holds the lease now, and the holder is told of it;
+#: one that waits for this commit goes in only under a valid epoch. In both cases newer rows win.
 WRITE: Final = f"""
-WITH batch AS MATERIALIZED (
+WITH {_LEASE}, batch AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::text[], %(data)s::text[], %(versions)s::bigint[],
-                         %(created)s::bigint[]) AS b (id, data, version, created)
+                         %(created)s::bigint[], %(acked)s::boolean[])
+               AS b (id, data, version, created, acked)
+     WHERE acked OR EXISTS (SELECT FROM lease)
 ), upserted AS (
     INSERT INTO items AS i (id, data, version, created_at, updated_at)
     SELECT b.id, b.data::json, b.version, {_time("b.created")}, {_time("b.version")}
@@ -31,6 +56,7 @@ WITH batch AS MATERIALIZED (
        SET data = excluded.data, version = excluded.version,
            created_at = excluded.created_at, updated_at = excluded.updated_at
      WHERE i.version < excluded.version
+    RETURNING i.id, i.version
 ), deleted AS (
     DELETE FROM items i USING batch b
      WHERE b.data IS NULL AND i.id = b.id AND i.version < b.version
@@ -43,10 +69,61 @@ WITH batch AS MATERIALIZED (
     ON CONFLICT (id) DO UPDATE
        SET version = excluded.version, deleted_at = excluded.deleted_at
      WHERE t.version < excluded.version
+    RETURNING t.id, t.version
+), revived AS (
+    DELETE FROM tombstones t USING batch b
+     WHERE b.data IS NOT NULL AND t.id = b.id AND t.version < b.version
+), told AS (
+    INSERT INTO foreign_changes (id, version)
+    SELECT id, version FROM (SELECT * FROM upserted UNION ALL SELECT * FROM buried) AS changed
+     WHERE NOT EXISTS (SELECT FROM lease)
 )
-DELETE FROM tombstones t USING batch b
- WHERE b.data IS NOT NULL AND t.id = b.id AND t.version < b.version
+SELECT {_STANDING} FROM before
 """  # noqa: S608 - built from constants above
+
+RENEW: Final = f"WITH {_LEASE} SELECT {_STANDING} FROM before"  # noqa: S608 - constants
+
+LEASE: Final = f"""
+SELECT epoch, holder, process,
+       holder IS NULL OR expires_at < clock_timestamp() AS is_free,
+       settled, {_NOW} AS now
+  FROM writer_lease
+"""  # noqa: S608 - built from constants above
+
+#: Beyond any version the former holder can have given out since its heartbeat, however wrong its
+#: clock is: its clock then, and the time since.
+_NEXT_CLOCK: Final = f"""greatest(
+           %(clock)s::bigint, {_NOW}, CASE WHEN holder IS NULL THEN clock ELSE
+           clock + (extract(epoch FROM clock_timestamp() - heartbeat) * 1000000)::bigint END)"""
+
+#: Granted if nobody has it and nobody else waits for it, if its time is over, if its holder is a
+#: process of this machine that is gone, or if the row fell back behind an epoch that was ours.
+ACQUIRE: Final = f"""
+UPDATE writer_lease
+   SET epoch = greatest(epoch + 1, %(epoch)s + 1, {_NOW} / 1000000),
+       holder = %(holder)s, process = %(process)s, heartbeat = clock_timestamp(),
+       expires_at = clock_timestamp() + %(lease_s)s::float8 * interval '1 second',
+       clock = {_NEXT_CLOCK}, settled = {_NEXT_CLOCK},
+       wanted_by = NULLIF(wanted_by, %(holder)s)
+ WHERE (holder IS NULL AND (wanted_by IS NULL OR wanted_by = %(holder)s
+                            OR wanted_at < clock_timestamp() - interval '5 seconds'))
+    OR expires_at < clock_timestamp()
+    OR holder = %(gone)s::text
+    OR epoch < %(epoch)s
+RETURNING epoch, clock, high_water
+"""  # noqa: S608 - built from constants above
+
+WANT: Final = "UPDATE writer_lease SET wanted_by = %(holder)s, wanted_at = clock_timestamp()"
+
+UNWANT: Final = "UPDATE writer_lease SET wanted_by = NULL WHERE wanted_by = %(holder)s"
+
+LET_GO: Final = """
+UPDATE writer_lease
+   SET holder = NULL, process = NULL, clock = greatest(clock, %(clock)s::bigint),
+       high_water = greatest(high_water, %(high_water)s::bigint),
+       settled = greatest(settled, %(clock)s::bigint)
+ WHERE epoch = %(epoch)s AND holder = %(holder)s
+"""
 
 QUARANTINE: Final = f"""
 WITH older AS (
@@ -68,7 +145,8 @@ DELETE FROM quarantine q
 """
 
 PARKED: Final = """
-SELECT id, version, data, (extract(epoch FROM created_at) * 1000000)::bigint
+SELECT id, version, data, (extract(epoch FROM created_at) * 1000000)::bigint,
+       error, (extract(epoch FROM at) * 1000000)::bigint
   FROM quarantine ORDER BY version
 """
 
@@ -77,6 +155,11 @@ WITH gone AS (
     DELETE FROM tombstones WHERE id = ANY(ARRAY(
         SELECT id FROM tombstones WHERE version < %(before)s ORDER BY version LIMIT 1000))
     RETURNING 1
+), known AS (
+    UPDATE store_meta SET purged_before = %(before)s
+     WHERE purged_before < %(before)s AND EXISTS (SELECT FROM gone)
+), old_notes AS (
+    DELETE FROM foreign_changes WHERE taken_at < clock_timestamp() - interval '1 hour'
 )
 SELECT count(*) FROM gone
 """
@@ -92,16 +175,21 @@ SELECT id, {_PACKED} FROM items
 """  # noqa: S608 - built from constants above
 
 #: What a walk must know: how far to go, whether the table is still the same file (VACUUM FULL and
-#: TRUNCATE make a new one), and the newest version before it began.
+#: TRUNCATE make a new one), and the version up to which everything is committed before it begins.
 WALK: Final = """
 SELECT pg_relation_size('items') / current_setting('block_size')::int,
        pg_relation_filenode('items'),
-       (SELECT coalesce(max(version), 0) FROM items)
+       (SELECT settled FROM writer_lease)
 """
 
-#: With ties: versions are one clock's, but other hands and instances have clocks of their own.
-CHANGED: Final = f"""
-SELECT id, {_PACKED}, version FROM items WHERE version > %(after)s
+#: What changed after a version, deletes among it, oldest first. With ties, for a page must not end
+#: between two rows of one version: other hands and former holders have clocks of their own.
+CHANGES: Final = f"""
+SELECT id, entry, version FROM (
+    SELECT id, {_PACKED} AS entry, version FROM items WHERE version > %(after)s
+    UNION ALL
+    SELECT id, NULL, version FROM tombstones WHERE version > %(after)s
+  ) AS changed
  ORDER BY version FETCH FIRST %(limit)s ROWS WITH TIES
 """  # noqa: S608 - built from constants above
 
@@ -150,7 +238,16 @@ UPDATE id_blocks SET next = next + %(count)s RETURNING next - %(count)s, key
 EXISTING: Final = "SELECT id FROM items WHERE id = ANY(%(ids)s::text[])"
 
 FOREIGN_CHANGES: Final = """
-SELECT seq, id, version FROM foreign_changes ORDER BY seq LIMIT 1000
+SELECT seq, id, version FROM foreign_changes WHERE taken_at IS NULL ORDER BY seq LIMIT 1000
+"""
+
+#: For a standby, which forgets none: those not taken over, and those taken over lately.
+FOREIGN_CHANGES_SINCE: Final = """
+SELECT seq, id, version FROM foreign_changes
+ WHERE (taken_at IS NULL OR taken_at >= timestamptz '1970-01-01 00:00:00+00'
+                                        + %(since)s::bigint * interval '1 microsecond')
+   AND seq > %(after)s
+ ORDER BY seq LIMIT 1000
 """
 
 #: The newest state of each id: a live row's entry, or what is known of its deletion.
@@ -164,7 +261,9 @@ SELECT asked.id,
   LEFT JOIN tombstones t ON t.id = asked.id
 """
 
-FORGET_FOREIGN_CHANGES: Final = "DELETE FROM foreign_changes WHERE seq = ANY(%(seqs)s::bigint[])"
+FORGET_FOREIGN_CHANGES: Final = """
+UPDATE foreign_changes SET taken_at = clock_timestamp() WHERE seq = ANY(%(seqs)s::bigint[])
+"""
 
 LISTEN: Final = "LISTEN itemstore_foreign_changes"
 
@@ -175,17 +274,20 @@ SELECT current_setting('server_version_num')::int, current_setting('server_encod
 
 INSTALLED_VERSION: Final = "SELECT schema_version FROM store_meta"
 
+IDENTITY: Final = "SELECT store_id, purged_before FROM store_meta"
+
 #: Two instances starting at once must not make the same table twice.
 SCHEMA_LOCK: Final = "SELECT pg_advisory_xact_lock(7516193);"
 
 #: The clock must not fall behind anything it has given out, nor behind PostgreSQL's own.
-NEWEST_VERSION: Final = """
+NEWEST_VERSION: Final = f"""
 SELECT greatest(
     (SELECT max(version) FROM items),
     (SELECT max(version) FROM tombstones),
     (SELECT max(version) FROM quarantine),
-    (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
-"""
+    (SELECT clock FROM writer_lease),
+    {_NOW})
+"""  # noqa: S608 - built from constants above
 
 #: reltuples is -1 until the first ANALYZE; then a row is taken to fill 300 bytes of the table.
 ESTIMATE: Final = """

@@ -2,7 +2,7 @@
 
     blocks 0 … n, each read once and in order     an update moves a row to another block, perhaps
                                                   to one already read
-    then all versions since the walk began        which brings every row that moved
+    then what was not settled when it began       which brings every row that moved
     then: is the table still the same file?       else (VACUUM FULL, TRUNCATE) from the beginning
 
 A position is a block number; below zero it is a version, of the second part.
@@ -23,8 +23,6 @@ BLOCKS_FIRST: Final = 16
 BLOCKS_MAX: Final = 256  # 2 MiB of table
 CHANGED_ITEMS: Final = 1_000
 TIME_LIMIT_S: Final = 30.0
-#: Versions are given by clocks; another instance's may be so far behind ours.
-CLOCK_MARGIN_US: Final = 5_000_000
 
 
 class Walk:
@@ -46,8 +44,8 @@ class Walk:
         return await self._read_changed(-position if position < 0 else self._since)
 
     async def _begin(self) -> None:
-        [(self._blocks, self._file, newest)] = await self._session.run(statements.WALK)
-        self._since = max(1, newest - CLOCK_MARGIN_US)
+        [(self._blocks, self._file, settled)] = await self._session.run(statements.WALK)
+        self._since = max(1, settled)
 
     async def _read_blocks(self, first: int) -> tuple[list[Row], int | None]:
         end = first + self._step
@@ -62,8 +60,8 @@ class Walk:
         return rows, end if end < self._blocks else -self._since
 
     async def _read_changed(self, after: int) -> tuple[list[Row], int | None]:
-        rows = await self._run(statements.CHANGED, {"after": after, "limit": CHANGED_ITEMS})
-        items = [(item_id, entry) for item_id, entry, _ in rows]
+        rows = await self._run(statements.CHANGES, {"after": after, "limit": CHANGED_ITEMS})
+        items = [(item_id, entry) for item_id, entry, _ in rows if entry is not None]
         if len(rows) >= CHANGED_ITEMS:
             return items, -rows[-1][2]
         [(_, file, _)] = await self._session.run(statements.WALK)

@@ -19,7 +19,7 @@ from itemstore.errors import (
     UnsupportedMediaType,
 )
 from itemstore.store import ItemStore
-from itemstore.web import items, problems, requests, system
+from itemstore.web import items, problems, quarantine, requests, system
 from itemstore.web.traffic import Traffic
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -33,6 +33,11 @@ ROUTES: Final = (
     ("PUT", "/items/{id:(?s:.+)}", items.put_item),
     ("PATCH", "/items/{id:(?s:.+)}", items.patch_item),
     ("DELETE", "/items/{id:(?s:.+)}", items.delete_item),
+    ("POST", "/flush", system.flush),
+    ("GET", "/quarantine", quarantine.list_parked),
+    ("GET", "/quarantine/{id:(?s:.+)}", quarantine.get_parked),
+    ("POST", "/quarantine/{id:(?s:.+)}", quarantine.retry),
+    ("DELETE", "/quarantine/{id:(?s:.+)}", quarantine.discard),
     ("GET", "/livez", system.livez),
     ("GET", "/readyz", system.readyz),
     ("GET", "/stats", system.stats),

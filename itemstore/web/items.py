@@ -21,21 +21,26 @@ STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
 _CACHE_CONTROL: Final = "no-cache"
+#: The Durability of an item that is read and whose newest state is not committed yet.
+PENDING: Final = "pending"
 
 
 async def get_item(request: web.Request) -> web.Response:
     """GET and HEAD /items/{id}: 200, 304, 404, 412."""
     item_id = requests.item_id(request)
     requests.query(request, ())
-    item = await request.app[STORE].get(item_id)
+    store = request.app[STORE]
+    item = await store.get(item_id)
     if item is None:
         raise ItemNotFound(f"There is no item {item_id!r}.")
     when = requests.condition(request)
     when.check_match(item.entry)
+    headers = {ETAG: etag(item.version), hdrs.CACHE_CONTROL: _CACHE_CONTROL}
+    if store.is_pending(item_id):
+        headers["Durability"] = PENDING
     if when.is_unmodified(item.entry):
-        headers = {ETAG: etag(item.version), hdrs.CACHE_CONTROL: _CACHE_CONTROL}
         return web.Response(status=304, headers=headers)
-    return _answer(item)
+    return web.Response(body=item.json(), content_type="application/json", headers=headers)
 
 
 async def create_item(request: web.Request) -> web.Response:
@@ -147,18 +152,17 @@ def _result(
     return {"status": 201 if is_new else 200, "item": orjson.Fragment(outcome.json())}
 
 
-def _answer(item: Item, *, durability: str | None = None) -> web.Response:
-    """The item; with the durability of the write that made it so, if one did."""
+def _answer(item: Item, *, durability: str) -> web.Response:
+    """The item as a write has made it, with the durability the write has."""
     headers: dict[str, str] = {
         ETAG: etag(item.version),
         hdrs.CACHE_CONTROL: _CACHE_CONTROL,
+        "Durability": durability,
     }
     status = 200
-    if durability is not None:
-        headers["Durability"] = durability
-        if item.is_new:
-            status = 201
-            headers[hdrs.LOCATION] = f"/items/{quote(item.id, safe='')}"
+    if item.is_new:
+        status = 201
+        headers[hdrs.LOCATION] = f"/items/{quote(item.id, safe='')}"
     return web.Response(
         status=status, body=item.json(), content_type="application/json", headers=headers
     )

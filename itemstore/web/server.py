@@ -19,6 +19,7 @@ from aiohttp import web
 
 from itemstore import terminal
 from itemstore.database import database, default_data_dir
+from itemstore.deployment import journal_dir
 from itemstore.errors import MalformedRequest, StartupError
 from itemstore.log import LineWriter, server_logger
 from itemstore.settings import Settings
@@ -80,7 +81,8 @@ async def serve(settings: Settings) -> int:
             dsn = await stack.enter_async_context(
                 database(settings.database_url, settings.embedded_dir)
             )
-            store = ItemStore(_storage(dsn, settings), settings.options(), log=log)
+            options = settings.options(journal_dir(settings))
+            store = ItemStore(_storage(dsn, settings), options, log=log)
             runner = web.AppRunner(
                 make_app(store),
                 access_log=None,
@@ -88,13 +90,15 @@ async def serve(settings: Settings) -> int:
             )
             await runner.setup()
             listener = await _listen(runner, sock)
+            stopping = _Stopping()
             try:
-                await _run(store, _Place(settings, sock), lines)
+                await _run(store, _Place(settings, sock), lines, stopping)
             finally:
-                left = await _drain(store, runner, listener, settings.shutdown_timeout)
+                drain = _drain(store, runner, listener, settings.shutdown_timeout, stopping)
+                left = await drain
     finally:
         lines.close()
-    return 1 if left else 0
+    return 1 if left or store.has_failed else 0
 
 
 class _Place:
@@ -116,23 +120,38 @@ def _storage(dsn: str, settings: Settings) -> Postgres:
         raise StartupError(str(error)) from error
 
 
-async def _run(store: ItemStore, place: _Place, lines: LineWriter) -> None:
-    """Starts the store; returns when the process is told to stop."""
-    stopping = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+class _Stopping:
+    """The signals: the first stops in order, repeated ones change nothing, a second Ctrl-C hurries.
+
+    Platforms may send SIGTERM more than once; only a person says that waiting is no use.
+    """
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.hurried = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self.asked.set)
+        loop.add_signal_handler(signal.SIGINT, self._interrupt)
+
+    def _interrupt(self) -> None:
+        (self.hurried if self.asked.is_set() else self.asked).set()
+
+
+async def _run(store: ItemStore, place: _Place, lines: LineWriter, stopping: _Stopping) -> None:
+    """Starts the store; returns when the process is told to stop, or has to."""
     start = asyncio.create_task(store.start())
-    stop = asyncio.create_task(stopping.wait())
-    tasks: list[asyncio.Task[Any]] = [start, stop]
+    stop = asyncio.create_task(stopping.asked.wait())
+    failure = asyncio.create_task(store.failure())
+    tasks: list[asyncio.Task[Any]] = [start, stop, failure]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
             start.result()
-            store.log.info("serving", url=place.url, data=place.data)
+            store.log.info("serving", url=place.url, data=place.data, lease=store.lease.state)
             if lines.is_console:
                 lines.msg(terminal.banner(place.url, place.data))
             tasks.append(asyncio.create_task(terminal.show_preload(store)))
-            await stop
+            await asyncio.wait([stop, failure], return_when=asyncio.FIRST_COMPLETED)
     finally:
         for task in tasks:
             task.cancel()
@@ -184,14 +203,19 @@ def _bound(family: int, address: str, port: int, *, dual: bool = False) -> socke
 
 
 async def _drain(
-    store: ItemStore, runner: web.AppRunner, listener: asyncio.Server, time_limit_s: float
+    store: ItemStore,
+    runner: web.AppRunner,
+    listener: asyncio.Server,
+    time_limit_s: float,
+    stopping: _Stopping,
 ) -> list[str]:
     """Returns the ids that could not be written, having logged them."""
     started = time.monotonic()
     store.log.info("stopping", dirty=len(store.queue))
     listener.close()
     await runner.cleanup()
-    left = await store.close(time_limit_s - (time.monotonic() - started))
+    left_s = time_limit_s - (time.monotonic() - started)
+    left = await store.close(left_s, hurry=stopping.hurried)
     tell = store.log.error if left else store.log.info
     tell("stopped", lost=len(left), ids=left[:LOST_IDS_MAX], s=round(time.monotonic() - started, 3))
     return left

@@ -23,7 +23,7 @@ async def livez(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """200 as soon as answers are exact, also while the preload runs or PostgreSQL is away."""
+    """200 as soon as answers are exact: also of a standby, in a preload, with PostgreSQL away."""
     requests.query(request, ())
     store = request.app[STORE]
     return _json(state(store), status=200 if store.is_ready else 503)
@@ -38,10 +38,26 @@ def state(store: ItemStore) -> dict[str, Any]:
         "hydrated": store.cache.hydrated,
         "loaded": store.loader.preloaded,
         "estimate": store.loader.estimate,
+        "lease": store.lease.state,
+        "epoch": store.lease.epoch,
         "dirty": len(store.queue),
         "quarantined": len(store.queue.parked),
         "database": database if failure is None else failure.kind,
+        "journal": _journal(store),
     }
+
+
+def _journal(store: ItemStore) -> str:
+    if store.journaling.journal is None:
+        return "none"
+    return "ok" if store.journaling.refusal() is None else "refusing"
+
+
+async def flush(request: web.Request) -> web.Response:
+    """POST /flush: 204 when everything accepted before it is committed."""
+    requests.query(request, ())
+    await request.app[STORE].flush()
+    return web.Response(status=204)
 
 
 async def stats(request: web.Request) -> web.Response:

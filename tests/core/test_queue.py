@@ -71,7 +71,7 @@ def test_an_empty_queue_is_clean(queue: WriteQueue) -> None:
     """Nothing is dirty in a new queue, and everything accepted so far is settled."""
     assert (len(queue), queue.bytes_used, queue.has_queued) == (0, 0, False)
     assert queue.get("a") is None
-    assert queue.pending_ids() == frozenset()
+    assert list(queue.pending_ids()) == []
     assert queue.dirty_since() is None
     assert queue.settled_version(7) == 7
     assert queue.take(ITEMS, BYTES) == []

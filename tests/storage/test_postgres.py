@@ -34,7 +34,7 @@ from itemstore.storage import (
 from itemstore.storage.postgres import Postgres, prefix_end
 from itemstore.storage.session import classify
 from tests.conftest import MAJORS_WANTED, make_database
-from tests.sql import EMPTY, query, tables
+from tests.sql import EMPTY, Unclaimed, query, tables
 from tests.walking import items, walk
 
 Another = Callable[[str], Postgres]
@@ -74,7 +74,7 @@ def database(request: pytest.FixtureRequest, server: Callable[[int], str]) -> st
 @pytest.fixture
 async def db(database: str) -> AsyncIterator[Postgres]:
     """The storage over it, open, and its tables empty."""
-    storage = Postgres(database)
+    storage = Unclaimed(database)
     await storage.open()
     query(database, EMPTY)
     yield storage
@@ -87,7 +87,7 @@ async def another() -> AsyncIterator[Another]:
     async with AsyncExitStack() as stack:
 
         def make(dsn: str) -> Postgres:
-            storage = Postgres(dsn)
+            storage = Unclaimed(dsn)
             stack.push_async_callback(storage.close)
             return storage
 
@@ -97,7 +97,7 @@ async def another() -> AsyncIterator[Another]:
 @pytest.fixture
 async def own_db(each_dsn: str) -> AsyncIterator[Postgres]:
     """The storage over a database of the test's own, open."""
-    storage = Postgres(each_dsn)
+    storage = Unclaimed(each_dsn)
     await storage.open()
     yield storage
     await storage.close()

@@ -20,6 +20,7 @@ from itemstore.core.queue import Change
 from itemstore.errors import InvalidInput
 from itemstore.storage import ListQuery
 from itemstore.storage.postgres import Postgres
+from tests.sql import Unclaimed
 from tests.strategies import ANY_NUMBERS, IDS, TEXT, json_objects
 from tests.walking import items
 
@@ -36,7 +37,7 @@ VERSIONS = count(1_000)
 @pytest.fixture
 async def db(dsn: str) -> AsyncIterator[Postgres]:
     """The storage over the newest server, open and empty."""
-    storage = Postgres(dsn)
+    storage = Unclaimed(dsn)
     await storage.open()
     yield storage
     await storage.close()

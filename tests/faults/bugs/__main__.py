@@ -1,0 +1,114 @@
+"""python -m tests.faults.bugs [NAME …]: puts each bug in, and expects its scenario to fail.
+
+Exit code 1 if a bug was not noticed, or its patch does not fit any more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.faults.bench import ROOT
+from tests.faults.runner import run
+from tests.faults.scenarios import BY_NAME
+
+HERE = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A patch and what its header says."""
+
+    patch: Path
+    about: str
+    scenario: str
+    rounds: int
+    seed: int
+    environment: dict[str, str]
+
+    @classmethod
+    def read(cls, patch: Path) -> Bug:
+        header = {}
+        for line in patch.read_text().splitlines():
+            if not line.startswith("#"):
+                break
+            name, _, value = line.lstrip("# ").partition(":")
+            header[name] = value.strip()
+        settings = header.get("environment", "").split()
+        return cls(
+            patch,
+            header["bug"],
+            header["scenario"],
+            int(header["rounds"]),
+            int(header.get("seed", 1)),
+            dict(setting.split("=", 1) for setting in settings),
+        )
+
+
+def put_in(bug: Bug, source: Path, place: Path) -> str:
+    """A copy of the tree with the bug in it. Returns why not, if so."""
+    shutil.copytree(
+        source / "itemstore", place / "itemstore", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    shutil.copy(source / "schema.sql", place)
+    done = subprocess.run(
+        ["patch", "-p1", "--batch", "--no-backup-if-mismatch", "-i", bug.patch],
+        cwd=place,
+        capture_output=True,
+        text=True,
+    )
+    return "" if done.returncode == 0 else f"the patch does not fit: {done.stdout.strip()}"
+
+
+async def notice(bug: Bug, source: Path) -> tuple[bool, str]:
+    """Whether the scenario failed, and by what."""
+    place = Path(tempfile.mkdtemp(prefix="itemstore-bug-"))
+    try:
+        if problem := put_in(bug, source, place):
+            return False, problem
+        outcome = await run(
+            BY_NAME[bug.scenario](),
+            rounds=bug.rounds,
+            source=place,
+            seed=bug.seed,
+            environment=bug.environment,
+            until_failure=True,
+        )
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if outcome.skipped:
+        return False, f"skipped: {outcome.skipped}"
+    if not outcome.failed_rounds:
+        return False, f"not noticed in {outcome.rounds} rounds"
+    broke_off = "the round broke off: " in outcome.violations[0]  # that notices nothing
+    return not broke_off, f"{outcome.violations[0]} ({len(outcome.violations)} findings)"
+
+
+def bugs() -> list[Bug]:
+    return [Bug.read(patch) for patch in sorted(HERE.glob("*.patch"))]
+
+
+async def _main(names: list[str], source: Path) -> int:
+    missed = 0
+    for bug in bugs():
+        if names and bug.patch.stem not in names:
+            continue
+        noticed, what = await notice(bug, source)
+        missed += not noticed
+        print(f"{'noticed' if noticed else 'MISSED '}  {bug.patch.stem} by {bug.scenario}: {what}")
+        sys.stdout.flush()
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.bugs", description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *(bug.patch.stem for bug in bugs())])
+    parser.add_argument("--source", type=Path, default=ROOT, help="the tree with itemstore/")
+    given = parser.parse_args()
+    sys.exit(asyncio.run(_main(given.names, given.source.resolve())))
