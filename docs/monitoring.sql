@@ -127,6 +127,11 @@ SELECT right(application_name, 8) AS instance, min(backend_start) AS since, coun
  GROUP BY instance
  ORDER BY since;
 
+-- name: writer_lease
+SELECT epoch, holder, clock_timestamp() - heartbeat AS last_heard_of,
+       expires_at < clock_timestamp() AS expired, wanted_by, wanted_at
+  FROM writer_lease;
+
 -- name: slow_queries
 SELECT pid, now() - query_start AS running, state, wait_event_type, wait_event, application_name,
        left(regexp_replace(query, '\s+', ' ', 'g'), 120) AS query

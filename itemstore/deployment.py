@@ -23,6 +23,8 @@ def journal_dir(settings: Settings) -> Path | None:
         data_dir = default_data_dir()
     if data_dir is None:
         reason: str | None = "no directory for data is configured"
+    elif settings.railway_environment_name and not _on_volume(data_dir, settings):
+        reason = "a Railway container's own disk is gone with the next deploy"
     else:
         reason = lasting(data_dir)
     if reason is None and data_dir is not None:
@@ -33,3 +35,8 @@ def journal_dir(settings: Settings) -> Path | None:
             "DATA_DIR, attach a volume, or choose DURABILITY=commit."
         )
     return None
+
+
+def _on_volume(directory: Path, settings: Settings) -> bool:
+    volume = settings.railway_volume_mount_path
+    return volume is not None and directory.resolve().is_relative_to(volume.resolve())

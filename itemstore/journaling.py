@@ -158,6 +158,7 @@ class Journaling:
         if not self._has_begun:  # what is left was found there, and is there still
             await self.journal.close(keep=True)
             return True
+        self.journal.trim(self._queue.settled_version(self._clock.newest))
         left = self._queue.dirty()
         for change in left:
             self.journal.append(change, None)

@@ -444,11 +444,8 @@ class ItemStore:
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
         )
         loads = await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
-        failures = {
-            item_id: load
-            for item_id, load in zip(unknown, loads, strict=True)
-            if isinstance(load, BaseException)
-        }
+        answers = zip(unknown, loads, strict=True)
+        failures = {each: load for each, load in answers if isinstance(load, BaseException)}
         begun = [
             await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
             for operation in operations

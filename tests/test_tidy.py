@@ -22,7 +22,11 @@ LAYERS = (
     ("report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("store",),  # the one object the outside knows
-    ("persister", "quarantine", "succession"),  # its parts that wait, those that rest on the lease first
+    (
+        "persister",
+        "quarantine",
+        "succession",
+    ),  # its parts that wait; first those that rest on the lease
     ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
     ("deployment",),
     ("database", "settings"),
@@ -55,12 +59,18 @@ CORE_FORBIDDEN_MODULES = {
 CORE_FORBIDDEN_CALLS = {"open", "print", "input", "now", "utcnow", "today", "sleep"}
 
 #: Who sends statements to a server.
-EXECUTING = {"storage/embedded.py", "storage/postgres.py", "storage/session.py"}
+EXECUTING = {
+    "storage/embedded.py",
+    "storage/journal_file.py",  # SQLite's, on a file of its own
+    "storage/postgres.py",
+    "storage/session.py",
+}
 
 #: Texts that look like SQL outside storage/statements.py, by file: how many, and why.
 SQL_ELSEWHERE = {
     "storage/embedded.py": 2,  # looks for the database, and makes it
-    "report.py": 2,  # advice to a person who types it into psql
+    "storage/journal_file.py": 3,  # SQLite's, on a file of its own
+    "report.py": 1,  # advice to a person who types it into psql
 }
 SQL = re.compile(
     r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s|WITH\s+\w+\s+AS\s|TRUNCATE\s"

@@ -157,7 +157,10 @@ def test_wrong_setting_stops_the_start(tmp_path: Path) -> None:
     server.start(wait=False)
 
     assert 2 == server.wait()
-    assert "DURABILITY='maybe' is not allowed: give auto, memory or commit." in server.output()
+    assert (
+        "DURABILITY='maybe' is not allowed: give auto, memory, journal or commit."
+        in server.output()
+    )
     assert "QUEUE_MAX_BYTES='much' is not allowed" in server.output()
 
 

@@ -102,11 +102,11 @@ class Machine(RuleBasedStateMachine):
         for item_id, deleted in parked.items():
             entry = pack(BEGINNING, CREATED_US, b"" if deleted else b"parked")
             change = Change(item_id, BEGINNING, entry, deleted=deleted, now_s=0.0)
-            self.queue.restore_parked(change)
             if not deleted:
                 self.cache.put(item_id, entry)
             self.parked[item_id] = change
             self.newest[item_id] = State(BEGINNING, None if deleted else entry)
+        self.queue.restore_parked(self.parked.values())
 
     # --- writers: what ItemStore._apply does
 
@@ -313,7 +313,9 @@ class Machine(RuleBasedStateMachine):
         assert self.queue.parked == self.parked  # 3
         assert self.queue.accepted == len(self.accepted)
         pending = self.waiting.keys() | self.in_flight.keys() | self.parked.keys()
-        assert self.queue.pending_ids() == pending
+        assert [each for each in IDS if each in self.queue.pending_ids()] == [
+            each for each in IDS if each in pending
+        ]
         oldest = min((self.first_dirty[change] for change in dirty), default=None)
         assert self.queue.dirty_since() == oldest  # 9
         assert self.cache.bytes_used == sum(  # 10

@@ -12,7 +12,8 @@ The rules, by number:
 5. A read is never older than what was acknowledged, or read, before it was sent.
 6. Nothing is overwritten unseen: acknowledged increments of a counter ≤ its final value ≤ those and
    the open ones, no two to one value; a patch changes the newest state there was.
-7. The store's own books balance: accepted = committed + coalesced + quarantined + dirty.
+7. The store's own books balance: accepted = committed + coalesced + quarantined + fenced
+   + dirty.
 
 An open operation (connection lost, 503 ``commit_unconfirmed``) may have happened or not, at any
 time from its start to the death of its server. A *life* is the time between two kills.
@@ -33,7 +34,7 @@ from typing import Final
 
 import orjson
 
-from tests.faults.history import NOT_SENT, VERSIONED, History, Kill, Op, State, read_history
+from tests.faults.history import NOT_SENT, VERSIONED, History, Kill, Op, State, read_directory
 from tests.faults.orders import check_clock, check_unseen
 from tests.faults.origins import Origins
 from tests.faults.verdict import Rules, Verdict, told
@@ -256,7 +257,7 @@ class Checker:
 
 
 def judge_directory(directory: Path) -> Verdict:
-    """A round that was kept: history.jsonl, rules.json, final.json."""
+    """A round that was kept: histories, rules.json, final.json."""
     read = orjson.loads((directory / "rules.json").read_bytes())
     rules = Rules(
         kills=tuple(Kill(**kill) for kill in read["kills"]),
@@ -264,7 +265,7 @@ def judge_directory(directory: Path) -> Verdict:
         quarantine=read["quarantine"],
     )
     final = directory / "final.json"
-    checker = Checker(read_history(directory / "history.jsonl"), rules)
+    checker = Checker(read_directory(directory), rules)
     return checker.check(State.read(final) if final.exists() else None)
 
 

@@ -153,6 +153,17 @@ def read_history(path: Path) -> History:
     return history
 
 
+def read_directory(directory: Path) -> History:
+    """A round's: what all its clients noted, and the scenario's own operations."""
+    histories = [read_history(path) for path in sorted(directory.glob("**/history.jsonl"))]
+    ops = [op for history in histories for op in history.ops]
+    if (directory / "own.json").exists():
+        ops += [Op(**each) for each in orjson.loads((directory / "own.json").read_bytes())]
+    for op in ops:
+        op.end = math.inf if op.end is None else op.end  # which JSON does not know
+    return History(ops, all(history.is_complete for history in histories))
+
+
 def _answer(op: Op, outcome: dict[str, Any]) -> None:
     for name, value in outcome.items():
         setattr(op, name, value)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults.bench import Bench, bench
+from tests.faults.bench import Bench, Stuck, bench
 from tests.faults.scenarios.base import Scenario, Skipped, Turn, spread
 from tests.faults.verdict import Verdict, told
 
@@ -96,6 +96,9 @@ async def _round(
         verdict = await scenario.round(made, turn)
     except Skipped:
         raise
+    except Stuck as error:
+        verdict = Verdict(violations=[f"stuck: {error}"])
+        stopped = True
     except Exception as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         what = f"{type(error).__name__} in {place.name}: {str(error)[-2000:]}"

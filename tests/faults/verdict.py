@@ -67,7 +67,8 @@ def check_books(stats: Mapping[str, float], verdict: Verdict) -> None:
     parts = {
         "committed": of("writes_committed_total"),
         "coalesced": of("writes_coalesced_total"),
-        "quarantined": of("quarantined_items"),
+        "quarantined": of("writes_quarantined_total"),
+        "fenced": of("writes_fenced_total"),
         "dirty": of("dirty_items"),
     }
     if accepted != sum(parts.values()):

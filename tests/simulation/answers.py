@@ -22,6 +22,7 @@ from itemstore.errors import (
     ItemNotFound,
     ItemQuarantined,
     ItemStoreError,
+    NotHolder,
     Overloaded,
     PreconditionFailed,
     Stopping,
@@ -37,7 +38,7 @@ DECIDED: Final = (ItemExists, ItemNotFound, PreconditionFailed)
 #: Errors of a write that is accepted all the same.
 AFTERWARDS: Final = (CommitUnconfirmed, ItemQuarantined)
 #: Errors that good weather gives no reason for.
-BAD_WEATHER: Final = (CommitUnconfirmed, DatabaseUnavailable)
+BAD_WEATHER: Final = (CommitUnconfirmed, DatabaseUnavailable, NotHolder)
 EXPECTED: Final = (*DECIDED, *AFTERWARDS, *BAD_WEATHER, Overloaded, Stopping)
 LEASE_MAX_S: Final = 20.0  # that a lease of ids takes here in the worst weather
 Result = Item | ItemStoreError | None
@@ -87,11 +88,14 @@ class Answers:
         self._check(is_fair, f"in good weather the database is there: {about}")
         self._check(not isinstance(error, Stopping) or is_closing, f"nobody closes it: {about}")
 
-    def check_get(self, item_id: str, item: Item | None) -> None:
-        """The answer has just been given: nothing has happened since."""
-        now = self._truth.now(item_id)
-        is_newest = _entry(item) == now
-        self._check(is_newest, f"a read sees the newest write of {item_id}: {item!r}, not {now!r}")
+    def check_get(self, item_id: str, item: Item | None, began: int | None) -> None:
+        """The answer has just been given: nothing has happened since.
+
+        ``began``: the number of writes before it, if it began before the store had the lease.
+        """
+        moments = self._truth.since(item_id, self._truth.writes if began is None else began)
+        is_newest = _entry(item) in [moment.entry for moment in moments]
+        self._check(is_newest, f"a read sees the newest write of {item_id}: {item!r}, {moments}")
 
     def check_results(self, call: Call, results: Sequence[Result], level: Durability) -> None:
         accepted = iter(call.accepted)

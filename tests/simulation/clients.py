@@ -14,7 +14,7 @@ from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.ids import scramble
 from itemstore.core.item import version_of
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
-from itemstore.errors import DurabilityUnavailable, ItemStoreError
+from itemstore.errors import DurabilityUnavailable, ItemStoreError, NotHolder
 from itemstore.options import Durability
 from itemstore.storage import ListQuery
 from itemstore.store import ItemStore
@@ -84,13 +84,14 @@ class Clients:
         await self.get(self.chance.choice(hand.IDS) if is_others else self._id())
 
     async def get(self, item_id: str) -> Result:
+        began = self.truth.began()
         result = await self._outcome(self.store.get(item_id))
         if isinstance(result, ItemStoreError):
             self.answers.check_error(result, f"get {item_id}: {result!r}")
         elif item_id in hand.IDS:
             self.hand.check_get(item_id, result, is_settled=self.is_patient)
         else:
-            self.answers.check_get(item_id, result)
+            self.answers.check_get(item_id, result, began)
         return result
 
     async def _write(self) -> None:
@@ -122,7 +123,10 @@ class Clients:
         ]
         durability = self._level()
         async with self._call(*operations) as call:
-            results = await self._patiently(self.store.batch(operations, durability=durability))
+            try:
+                results = await self._patiently(self.store.batch(operations, durability=durability))
+            except NotHolder as error:  # refused whole
+                results = [error] * len(operations)
             self.answers.check_results(call, results, self.store.level(durability))
 
     async def _list(self) -> None:

@@ -1,4 +1,4 @@
-"""A database made of dicts: what survives a crash, by the rules of the SQL in ``postgres.py``."""
+"""A database made of dicts: what survives a crash, by the rules of the SQL in ``statements.py``."""
 
 from __future__ import annotations
 
@@ -11,12 +11,22 @@ from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.item import created_us_of, pack, version_of
 from itemstore.core.queue import Change
-from itemstore.storage import ForeignChange, ListQuery, State, StorageRefused
+from itemstore.storage import (
+    Claim,
+    ForeignChange,
+    ListQuery,
+    Parked,
+    Standing,
+    State,
+    StorageRefused,
+)
+from tests.simulation.lease_row import LeaseRow
 
 PURGE_MAX: Final = 1_000  # tombstones forgotten in one call
+NOTES_KEPT_US: Final = 3_600_000_000  # how long a standby may ask for what is taken over
 PAGE_ITEMS: Final = 2  # few, so that much happens between two pages of a walk
 CHANGED_ITEMS: Final = 5
-CLOCK_MARGIN_US: Final = 1_000  # two clocks are here never further apart
+NOTES: Final = 5  # foreign changes on a page for a standby
 
 
 @dataclass
@@ -27,12 +37,16 @@ class Disk:
     tombstones: dict[str, int] = field(default_factory=dict)
     quarantine: dict[str, Change] = field(default_factory=dict)
     foreign: list[ForeignChange] = field(default_factory=list)
+    lease: LeaseRow = field(default_factory=LeaseRow)
+    purged_before: int = 0
     next_id: int = 0
     key: int = 4711
     refuses: Callable[[Change], bool] = lambda change: False
     #: The newest version that was ever committed of each id; no purge forgets it.
     committed: dict[str, int] = field(default_factory=dict)
     _foreign_seq: int = 0
+    _taken_us: dict[int, int] = field(default_factory=dict)
+    _reasons: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     def version(self, item_id: str) -> int:
         """Of the item or its tombstone; -1 if there is neither."""
@@ -42,17 +56,22 @@ class Disk:
     def newest_version(self) -> int:
         parked = (change.version for change in self.quarantine.values())
         live = map(version_of, self.items.values())
-        return max([0, *live, *self.tombstones.values(), *parked])
+        return max([self.lease.clock, *live, *self.tombstones.values(), *parked])
 
     # --- writing
 
-    def write(self, changes: Sequence[Change]) -> None:
-        refused = [change.id for change in changes if self.refuses(change)]
+    def write(self, changes: Sequence[Change], claim: Claim, now_us: int) -> Standing:
+        is_held = self.lease.is_held(claim)
+        batch = [change for change in changes if change.is_acked or is_held]
+        refused = [change.id for change in batch if self.refuses(change)]
         if refused:
             raise StorageRefused(f"a rule is broken by {refused}")
-        for change in changes:
+        for change in batch:
             if change.version > self.version(change.id):
                 self._put(change.id, change.version, None if change.deleted else change.entry)
+                if not is_held:
+                    self._note(change.id, change.version)
+        return self.lease.beat(claim, now_us)
 
     def _put(self, item_id: str, version: int, entry: bytes | None) -> None:
         if entry is None:
@@ -63,32 +82,40 @@ class Disk:
             self.tombstones.pop(item_id, None)
         self.committed[item_id] = max(version, self.committed.get(item_id, -1))
 
-    def park(self, change: Change) -> None:
+    def park(self, change: Change, reason: str, now_us: int) -> None:
         old = self.quarantine.get(change.id)
         if old is None or old.version < change.version:
             self.quarantine[change.id] = change
+            self._reasons[change.id] = reason, now_us
 
     def release(self, ids: Sequence[str]) -> None:
         for item_id in ids:
             self.quarantine.pop(item_id, None)
 
-    def parked(self) -> tuple[Change, ...]:
+    def parked(self) -> tuple[Parked, ...]:
         """Forgets what a newer write has overtaken, and copies the rest."""
         for change in list(self.quarantine.values()):
             if self.version(change.id) > change.version:
                 del self.quarantine[change.id]
         return tuple(
-            Change(change.id, change.version, change.entry, deleted=change.deleted, now_s=0.0)
+            Parked(
+                Change(change.id, change.version, change.entry, deleted=change.deleted, now_s=0.0),
+                *self._reasons[change.id],
+            )
             for change in sorted(self.quarantine.values(), key=lambda change: change.version)
         )
 
-    def purge(self, before: int) -> int:
+    def purge(self, before: int, now_us: int) -> int:
         old = sorted((v, item_id) for item_id, v in self.tombstones.items() if v < before)
         for _, item_id in old[:PURGE_MAX]:
             del self.tombstones[item_id]
+        if old:
+            self.purged_before = max(self.purged_before, before)
+        ended = {seq for seq, us in self._taken_us.items() if us < now_us - NOTES_KEPT_US}
+        self.foreign = [change for change in self.foreign if change.seq not in ended]
         return len(old[:PURGE_MAX])
 
-    def lease(self, count: int) -> IdBlock:
+    def lease_ids(self, count: int) -> IdBlock:
         self.next_id += count
         return IdBlock(self.next_id - count, count, self.key)
 
@@ -115,7 +142,17 @@ class Disk:
     def states(self, ids: Sequence[str]) -> list[State]:
         return [State(each, self.items.get(each), max(0, self.version(each))) for each in ids]
 
-    # --- another hand than the store's
+    def changes(self, after: int) -> tuple[list[State], int | None]:
+        changed = [State(item_id, e, version_of(e)) for item_id, e in self.items.items()]
+        changed += [State(item_id, None, version) for item_id, version in self.tombstones.items()]
+        changed = [state for state in changed if state.version > after]
+        changed.sort(key=lambda state: state.version)
+        if len(changed) < CHANGED_ITEMS:
+            return changed, None
+        end = changed[CHANGED_ITEMS - 1].version
+        return [state for state in changed if state.version <= end], end
+
+    # --- another hand than the holder's
 
     def change_by_hand(self, item_id: str, text: bytes | None, now_us: int) -> None:
         """INSERT, UPDATE or, without a text, DELETE in psql; the triggers do the rest."""
@@ -123,11 +160,30 @@ class Disk:
         version = max(now_us, self.version(item_id) + 1)
         created = version if old is None else created_us_of(old)
         self._put(item_id, version, None if text is None else pack(version, created, text))
+        self._note(item_id, version)
+
+    def truncate(self, now_us: int) -> None:
+        """TRUNCATE leaves no tombstones: its note says what is gone."""
+        version = max([now_us, *(version_of(entry) + 1 for entry in self.items.values())])
+        self.items.clear()
+        self._note("", version)
+
+    def _note(self, item_id: str, version: int) -> None:
         self._foreign_seq += 1
         self.foreign.append(ForeignChange(self._foreign_seq, item_id, version))
 
-    def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        self.foreign = [change for change in self.foreign if change.seq not in seqs]
+    def foreign_changes(self) -> list[ForeignChange]:
+        return [change for change in self.foreign if change.seq not in self._taken_us]
+
+    def foreign_changes_since(self, since_us: int, after_seq: int) -> list[ForeignChange]:
+        return [
+            change
+            for change in self.foreign
+            if change.seq > after_seq and self._taken_us.get(change.seq, since_us) >= since_us
+        ][:NOTES]
+
+    def forget_foreign_changes(self, seqs: Sequence[int], now_us: int) -> None:
+        self._taken_us.update(dict.fromkeys(seqs, now_us))
 
 
 class Walk:
@@ -141,28 +197,27 @@ class Walk:
         self._disk = disk
         self._chance = chance
         self._ids: list[str] = []
+        self._found: dict[str, bytes] = {}
         self._since = 0
 
     def page(self, position: int) -> tuple[list[Row], int | None]:
-        items = self._disk.items
         if position == 0:
-            self._ids = self._chance.sample(list(items), len(items))
-            self._since = max(1, self._disk.newest_version() - CLOCK_MARGIN_US)
+            self._found = dict(self._disk.items)
+            self._ids = self._chance.sample(list(self._found), len(self._found))
+            self._since = max(1, self._disk.lease.settled)
         if 0 <= position < len(self._ids):
             end = position + PAGE_ITEMS
             rows = self._disk.load(self._ids[position:end])
             lying = [row for row in rows if not (self._is_changed(row) and self._moves())]
             return lying, end if end < len(self._ids) else -self._since
-        after = max(-position, self._since)
-        changed = [row for row in items.items() if version_of(row[1]) > after]
-        changed.sort(key=lambda row: version_of(row[1]))
-        if len(changed) > CHANGED_ITEMS:
-            changed = changed[:CHANGED_ITEMS]
-            return changed, -version_of(changed[-1][1])
-        return changed, 0 if self._chance.random() < 0.1 else None
+        changed, following = self._disk.changes(-position if position < 0 else self._since)
+        rows = [(state.id, state.entry) for state in changed if state.entry is not None]
+        if following is not None:
+            return rows, -following
+        return rows, 0 if self._chance.random() < 0.1 else None
 
     def _is_changed(self, row: Row) -> bool:
-        return version_of(row[1]) > self._since
+        return row[1] != self._found[row[0]]
 
     def _moves(self) -> bool:
         return self._chance.random() < 0.5

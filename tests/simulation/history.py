@@ -56,6 +56,7 @@ class History:
         self._answers = Answers(self._truth, is_calm=self._is_calm)
         self._hand = Hand(world, self._disk)
         self._clock_skew_us = 0
+        self._lives = 0
 
     async def run(self) -> None:
         lives = self._chance.randrange(LIVES_MAX)
@@ -68,6 +69,7 @@ class History:
         await self._doom()
         self._step_clock_back()
         await self._close()
+        self._die()
 
     async def _crashed_life(self) -> None:
         await self._begin()
@@ -82,6 +84,7 @@ class History:
             await asyncio.wait(tasks)
         self._truth.check_survived()
         self._step_clock_back()
+        self._die()
 
     async def _last_life(self) -> None:
         """In the end the weather is good: all goes through, and everything is in its place."""
@@ -92,6 +95,7 @@ class History:
         self._world.tell("the weather is good again")
         self._answers.is_calm = self._clients.is_patient = True
         self._truth.check_drained()
+        self._check_lease()
         await self._clients.write(Put("last", {}), Durability.COMMIT)
         await self._read_everything()
         for order in ("created", "-updated", "id"):
@@ -115,10 +119,13 @@ class History:
             monotonic=world.time,
             chance=random.Random(chance.random()),
         )
+        self._lives += 1
+        self._store.lease.name = self._store.lease._process = f"life {self._lives}"
         world.tell(f"a life begins: {self._store.options}")
         self._truth.begin(self._store)
         self._hand.begin()
         await self._store.start()
+        self._storage.has_started = True
         ids = some_ids(self._disk, chance)
         ours, others = random.Random(chance.random()), random.Random(chance.random())
         self._clients = Clients(self._truth, self._answers, self._hand, self._store, ours, ids)
@@ -137,6 +144,16 @@ class History:
         with suppress(TimeoutError):
             async with asyncio.timeout(chance.choice((HORIZON_S, 10 ** chance.uniform(-3, 1)))):
                 await self._storage.doom.wait()
+
+    def _die(self) -> None:
+        """The next life may see that this one is over; else it waits until the lease expires."""
+        if self._chance.random() < 0.5:
+            self._world.gone.add(f"life {self._lives}")
+
+    def _check_lease(self) -> None:
+        lease, row = self._store.lease, self._disk.lease
+        is_held = lease.is_holder and (lease.name, lease.epoch) == (row.holder, row.epoch)
+        self._world.check(is_held, f"it holds the lease: {row}")
 
     def _step_clock_back(self) -> None:
         """The machine's clock is set, as NTP does, by up to a minute."""
@@ -178,6 +195,8 @@ def some_options(chance: random.Random, *, is_calm: bool) -> Options:
         commit_timeout_s=wait_s,
         load_timeout_s=wait_s,
         tombstone_retention_s=chance.choice((1.0, 1_000.0)),
+        lease_s=chance.choice((0.5, 10.0, 10.0)),
+        hold_s=1_000.0 if is_calm else chance.choice((0.5, 5.0)),
         shutdown_timeout_s=1_000.0 if is_calm else chance.choice((1.0, 40.0)),
     )
 

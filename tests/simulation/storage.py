@@ -13,17 +13,24 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
+from uuid import UUID
 
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.queue import Change
 from itemstore.storage import (
+    Claim,
     ForeignChange,
     Found,
+    Grant,
+    Lease,
     ListQuery,
+    Parked,
+    Standing,
     State,
     StorageAway,
     StorageBroken,
+    StorageDown,
     StorageError,
     StorageSlow,
 )
@@ -35,21 +42,38 @@ T = TypeVar("T")
 LEGS_S: Final = (0.0, 0.001, 0.001, 0.002, 0.005, 0.02, 0.1)
 LONG_LEGS_S: Final = (0.05, 0.5, 4.0)
 SPELLS_S: Final = (0.05, 1.0, 7.0, 20.0)
-KINDS: Final = ("away", "broken", "slow", "flaky")
+KINDS: Final = ("away", "broken", "down", "slow", "flaky")
+#: Time limits of ``postgres.py``, in seconds; of a heartbeat a share of the lease's time.
+CALL_LIMIT_S: Final = 10.0
+WRITE_LIMIT_S: Final = 30.0
+RENEW_LIMIT_SHARE: Final = 0.4
+STORE_ID: Final = UUID(int=4711)
 
 
 class Weather:
-    """Which errors happen: now and then by chance, and in spells of one kind, until ``clear``."""
+    """Which errors happen: now and then by chance, and in spells of one kind, until ``clear``.
 
-    def __init__(self, chance: random.Random, start_s: float, length_s: float) -> None:
+    ``server`` is the weather where the database stands, which all its instances share.
+    """
+
+    def __init__(
+        self,
+        chance: random.Random,
+        start_s: float,
+        length_s: float,
+        *,
+        kinds: Sequence[str] = KINDS,
+        server: Weather | None = None,
+    ) -> None:
         self.chance = chance
+        self._server = server
         #: (from, to, kind), in seconds of the world.
         self._spells: list[tuple[float, float, str]] = []
         self.is_clear = length_s == 0
         moment = start_s + chance.uniform(0, length_s / 3)
         while moment < start_s + length_s:
             end = moment + chance.choice(SPELLS_S)
-            self._spells.append((moment, end, chance.choice(KINDS)))
+            self._spells.append((moment, end, chance.choice(kinds)))
             moment = end + chance.uniform(0, length_s / 3)
 
     def clear(self) -> None:
@@ -61,6 +85,8 @@ class Weather:
 
     def failure(self, now_s: float, rows: int) -> StorageError | None:
         """What befalls a call of so many rows now, if anything."""
+        if self._server is not None and self._server.is_down(now_s):
+            return StorageDown("down")
         if self.is_clear:
             return None
         kinds = {kind for start, end, kind in self._spells if start <= now_s < end}
@@ -69,8 +95,15 @@ class Weather:
             return StorageAway("away")
         if "broken" in kinds:
             return StorageBroken("broken")
+        if "down" in kinds:
+            return StorageDown("down")
         slow = 0.99 if "slow" not in kinds else 0.3 if rows > 1 else 0.8
         return StorageSlow("slow") if dice > slow else None
+
+    def is_down(self, now_s: float) -> bool:
+        """Whether the server lets nobody in."""
+        spells = () if self.is_clear else self._spells
+        return any(kind == "down" and start <= now_s < end for start, end, kind in spells)
 
 
 class FlakyStorage:
@@ -89,7 +122,17 @@ class FlakyStorage:
         self._check = check
         self._is_open = False
         self._is_closed = False
+        #: Until its store has started, waiting helps against everything.
+        self.has_started = False
+        #: Set, but while the process is frozen; and while the network carries what it sends.
+        self.awake, self.reachable = asyncio.Event(), asyncio.Event()
+        self.awake.set()
+        self.reachable.set()
+        #: Whether the last call for the lease failed for another reason than that it slept.
+        self.in_doubt = False
+        self._times_frozen = 0
         self._writing = ""
+        self._high_water = -1
         self._sent: dict[str, int] = {}
         self._walk = Walk(disk, weather.chance)
         self._steps: Counter[str] = Counter()
@@ -105,7 +148,9 @@ class FlakyStorage:
             raise StorageAway(str(failure))
         self._is_open = True
         return Found(
+            store_id=STORE_ID,
             newest_version=max(self.disk.newest_version(), self._now_us()),
+            purged_before=self.disk.purged_before,
             parked=self.disk.parked(),
             items_estimate=len(self.disk.items),
             bytes_estimate=sum(map(len, self.disk.items.values())),
@@ -120,21 +165,32 @@ class FlakyStorage:
         self._is_open = False
         self._check = lambda is_kept, promise: None
 
-    async def write(self, changes: Sequence[Change]) -> None:
+    # --- writing
+
+    async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
         ids = [change.id for change in changes]
         self._check(bool(ids), "a batch holds something")
         self._check(ids == sorted(set(ids)), f"ids in a batch are unique and sorted: {ids}")
         for change in changes:
             is_grown = self._sent.get(change.id, 0) <= change.version
             self._check(is_grown, f"versions only grow: {change}")
+            self._check(change.version <= claim.clock, f"the clock is ahead: {change}, {claim}")
             self._sent[change.id] = change.version
+        self._check(claim.high_water > self._high_water, f"each batch raises the mark: {claim}")
+        self._high_water = claim.high_water
+        self._check_claim(claim)
         with self._alone("write"):
-            await self._call("write", lambda: self.disk.write(changes), rows=len(ids))
+            return await self._call(
+                "write",
+                lambda: self.disk.write(changes, claim, self._now_us()),
+                rows=len(ids),
+                limit_s=WRITE_LIMIT_S,
+            )
 
     async def quarantine(self, change: Change, reason: str) -> None:
         self._check(self.disk.refuses(change), f"only what was refused is parked: {change}")
         with self._alone("quarantine"):
-            await self._call("quarantine", lambda: self.disk.park(change))
+            await self._call("quarantine", lambda: self.disk.park(change, reason, self._now_us()))
 
     async def release(self, ids: Sequence[str]) -> None:
         for item_id in ids:
@@ -146,7 +202,49 @@ class FlakyStorage:
 
     async def purge(self, before_version: int) -> int:
         with self._alone("purge"):
-            return await self._call("purge", lambda: self.disk.purge(before_version))
+            return await self._call(
+                "purge", lambda: self.disk.purge(before_version, self._now_us())
+            )
+
+    # --- the lease
+
+    async def renew(self, claim: Claim) -> Standing:
+        self._check_claim(claim)
+        return await self._for_lease(
+            "renew",
+            lambda: self.disk.lease.beat(claim, self._now_us()),
+            limit_s=claim.lease_s * RENEW_LIMIT_SHARE,
+        )
+
+    async def lease(self) -> Lease:
+        return await self._call("lease", lambda: self.disk.lease.seen(self._now_us()))
+
+    async def acquire(self, claim: Claim, process: str, gone: str | None) -> Grant | None:
+        row = self.disk.lease
+        return await self._call(
+            "acquire", lambda: row.acquire(claim, process, gone, self._now_us())
+        )
+
+    async def want(self, holder: str, *, wanted: bool = True) -> None:
+        row = self.disk.lease
+        is_others = row.holder != holder or not wanted
+        self._check(is_others, "nobody asks himself for the lease")
+        await self._call("want", lambda: row.want(holder, self._now_us(), wanted=wanted))
+
+    async def let_go(self, claim: Claim) -> None:
+        self._check_claim(claim)
+        await self._for_lease("let go", lambda: self.disk.lease.let_go(claim), CALL_LIMIT_S)
+
+    def _check_claim(self, claim: Claim) -> None:
+        self._check(claim.settled <= claim.clock, f"what is settled was given out: {claim}")
+
+    # --- reading
+
+    async def changes(self, after_version: int) -> tuple[list[State], int | None]:
+        return await self._call("changes", lambda: self.disk.changes(after_version))
+
+    async def parked(self) -> tuple[Parked, ...]:
+        return await self._call("parked", self.disk.parked)
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
         self._check(len(ids) == len(set(ids)) > 0, f"ids in a load are unique: {ids}")
@@ -163,28 +261,69 @@ class FlakyStorage:
         return rows, sum(each.startswith(query.prefix) for each in ids)
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
-        block = await self._call("lease", lambda: self.disk.lease(count))
+        block = await self._call("block", lambda: self.disk.lease_ids(count))
         return block, await self._call("taken", lambda: self.disk.items.keys() & block.ids())
 
     async def foreign_changes(self) -> list[ForeignChange]:
-        return await self._call("foreign", lambda: self.disk.foreign[:1_000])
+        return await self._call("foreign", lambda: self.disk.foreign_changes()[:1_000])
+
+    async def foreign_changes_since(self, since_us: int, after_seq: int) -> list[ForeignChange]:
+        return await self._call(
+            "notes", lambda: self.disk.foreign_changes_since(since_us, after_seq)
+        )
 
     async def states(self, ids: Sequence[str]) -> list[State]:
         return await self._call("states", lambda: self.disk.states(ids))
 
     async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        await self._call("forget", lambda: self.disk.forget_foreign_changes(seqs))
+        await self._call("forget", lambda: self.disk.forget_foreign_changes(seqs, self._now_us()))
 
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         """No notification ever arrives here: what is noted is found all the same."""
         await asyncio.sleep(time_limit_s)
 
-    async def _call(self, name: str, effect: Callable[[], T], *, rows: int = 1) -> T:
+    # --- the road
+
+    async def _call(
+        self,
+        name: str,
+        effect: Callable[[], T],
+        *,
+        rows: int = 1,
+        limit_s: float = CALL_LIMIT_S,
+    ) -> T:
         self._check(self._is_open, "it is open when it is used")
         self._check(not (self._is_closed and self._writing), "nothing is written after close")
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._go(name, effect, rows)
+        except TimeoutError:
+            await self.awake.wait()
+            raise StorageSlow("no answer") from None
+
+    async def _for_lease(self, name: str, effect: Callable[[], T], limit_s: float) -> T:
+        """A call by which the lease's holder would know whether it is the holder still."""
+        frozen = self._times_frozen, self.awake.is_set()
+        try:
+            answer = await self._call(name, effect, limit_s=limit_s)
+        except StorageError:
+            self.in_doubt = frozen == (self._times_frozen, True)
+            raise
+        self.in_doubt = False
+        return answer
+
+    def freeze(self) -> None:
+        """The process stops, and so do its timers; other clocks go on."""
+        self._times_frozen += 1
+        self.awake.clear()
+
+    async def _go(self, name: str, effect: Callable[[], T], rows: int) -> T:
+        """There, and back."""
         self._step(name)
         await self._leg()
         if failure := self._weather.failure(self._now_s(), rows):
+            if isinstance(failure, StorageBroken) and not self.has_started:
+                raise StorageAway("broken")
             raise failure
         if not self._is_open or self._is_closed:
             raise StorageAway("closed")
@@ -202,6 +341,8 @@ class FlakyStorage:
 
     async def _leg(self) -> None:
         await asyncio.sleep(self._weather.leg_s())
+        await self.reachable.wait()
+        await self.awake.wait()
 
     @contextmanager
     def _alone(self, call: str) -> Iterator[None]:

@@ -1,116 +1,23 @@
-"""The promises of ``storage.Storage``, kept by both bodies: PostgreSQL, and the simulation's disk.
-
-Whatever the simulation proves about the engine rests on its storage being no kinder and no
-stranger than PostgreSQL; so every test here runs on both.
-"""
+"""The promises of ``storage.Storage`` about items, kept by both its bodies (``bodies.py``)."""
 
 from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack
-from typing import Any, Final
+from typing import Final
 
-import psycopg
 import pytest
 
 from itemstore.core.cache import Row
-from itemstore.core.item import pack
 from itemstore.core.queue import Change
-from itemstore.storage import LIST_ORDERS, Found, ListQuery, Storage, StorageRefused
-from itemstore.storage.postgres import Postgres
+from itemstore.storage import LIST_ORDERS, ListQuery, Storage, StorageRefused
 from tests import walking
-from tests.simulation.disk import Disk
-from tests.simulation.storage import FlakyStorage, Weather
+from tests.simulation.bodies import NOW, Tables, delete, described, row, upsert, write
+from tests.walking import items
 
-NOW: Final = time.time_ns() // 1_000
 #: In byte order: one, two, three and four bytes of UTF-8 a character.
 IDS: Final = ("A", "Z", "a", "a b", "a/b", "ab", "z", "é", "ü", "\u20ac", "\uffff", "\U0001f600")
 EVERYTHING: Final = ListQuery(limit=1_000, bytes_max=10**9)
-
-
-class Tables:
-    """One database, to which storages are opened one after another."""
-
-    def __init__(self, dsn: str | None, stack: AsyncExitStack) -> None:
-        self._dsn = dsn
-        self._stack = stack
-        self._disk = Disk()
-
-    async def open(self) -> tuple[Storage, Found]:
-        """A storage of its own, as a new process would open one."""
-        storage = self._storage()
-        found = await storage.open()
-        self._stack.push_async_callback(storage.close)
-        return storage, found
-
-    def _storage(self) -> Storage:
-        if self._dsn is not None:
-            return Postgres(self._dsn)
-        calm = Weather(random.Random(0), 0, 0)
-        return FlakyStorage(self._disk, calm, lambda: time.time_ns() // 1_000, _unchecked)
-
-    async def refuse_poison(self) -> None:
-        """From now on a rule refuses items whose id begins with "poison"."""
-        self._disk.refuses = lambda change: change.id.startswith("poison") and not change.deleted
-        if self._dsn is not None:
-            async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
-                await connection.execute("ALTER TABLE items ADD CHECK (id NOT LIKE 'poison%%')")
-
-    async def change_by_hand(self, item_id: str, text: bytes | None) -> None:
-        """Somebody in psql writes, or without a text deletes, an item."""
-        self._disk.change_by_hand(item_id, text, time.time_ns() // 1_000)
-        if self._dsn is not None:
-            given = {"id": item_id, "data": text and text.decode()}
-            async with await psycopg.AsyncConnection.connect(self._dsn) as connection:
-                if text is None:
-                    await connection.execute("DELETE FROM items WHERE id = %(id)s", given)
-                    return
-                update = "UPDATE items SET data = %(data)s WHERE id = %(id)s"
-                if not (await connection.execute(update, given)).rowcount:
-                    insert = "INSERT INTO items (id, data) VALUES (%(id)s, %(data)s)"
-                    await connection.execute(insert, given)
-
-
-def _unchecked(is_kept: bool, promise: str) -> None:
-    """What the engine promises in turn is not at stake here."""
-
-
-@pytest.fixture(params=["simulation", "postgres"])
-async def tables(request: pytest.FixtureRequest) -> AsyncIterator[Tables]:
-    """An empty database of either body."""
-    is_real = request.param == "postgres"
-    async with AsyncExitStack() as stack:
-        yield Tables(request.getfixturevalue("dsn") if is_real else None, stack)
-
-
-@pytest.fixture
-async def storage(tables: Tables) -> Storage:
-    storage, _ = await tables.open()
-    return storage
-
-
-def upsert(item_id: str, version: int, text: bytes = b"{}", created: int | None = None) -> Change:
-    entry = pack(version, version if created is None else created, text)
-    return Change(item_id, version, entry, deleted=False, now_s=0.0)
-
-
-def delete(item_id: str, version: int) -> Change:
-    return Change(item_id, version, pack(version, version, b""), deleted=True, now_s=0.0)
-
-
-def row(change: Change) -> Row:
-    return change.id, change.entry
-
-
-def described(changes: Sequence[Change]) -> list[Any]:
-    return [(change.id, change.version, change.entry, change.deleted) for change in changes]
-
-
-async def items(storage: Storage) -> list[Row]:
-    return await walking.items(storage)
 
 
 # --- write
@@ -120,7 +27,7 @@ async def test_an_item_comes_back_byte_for_byte(storage: Storage) -> None:
     """The data, the version and created_at come back as they were written, to the microsecond."""
     text = '{"b" : 1.50,"a":"\\u00e9 é 😀",\n "a":2}'.encode()
     change = upsert("é/1", NOW, text, created=NOW - 86_400_000_001)
-    await storage.write([change])
+    await write(storage, [change])
     assert await storage.load(["é/1"]) == [row(change)]
     assert await items(storage) == [row(change)]
     assert await storage.select(EVERYTHING) == ([row(change)], None)
@@ -131,23 +38,23 @@ async def test_a_repeated_batch_changes_nothing(storage: Storage) -> None:
     first = [upsert("a", NOW), upsert("b", NOW + 1), delete("c", NOW + 2)]
     second = [delete("a", NOW + 3), upsert("b", NOW + 4, b'{"n":2}'), upsert("c", NOW + 5)]
     for batch in (first, first, second, first, second, first):
-        await storage.write(batch)
+        await write(storage, batch)
     assert await items(storage) == [row(second[1]), row(second[2])]
 
 
 async def test_an_older_version_writes_nothing(storage: Storage) -> None:
     """An older write in a batch is passed over, and the newer ones beside it are committed."""
-    await storage.write([upsert("a", NOW + 10), upsert("b", NOW + 1)])
-    await storage.write([upsert("a", NOW + 9, b'{"old":1}'), upsert("b", NOW + 11, b'{"new":1}')])
-    await storage.write([delete("a", NOW + 8)])
+    await write(storage, [upsert("a", NOW + 10), upsert("b", NOW + 1)])
+    await write(storage, [upsert("a", NOW + 9, b'{"old":1}'), upsert("b", NOW + 11, b'{"new":1}')])
+    await write(storage, [delete("a", NOW + 8)])
     expected = [row(upsert("a", NOW + 10)), row(upsert("b", NOW + 11, b'{"new":1}'))]
     assert await items(storage) == expected
 
 
 async def test_a_late_delete_leaves_no_tombstone(storage: Storage) -> None:
     """A delete older than the item buries nothing."""
-    await storage.write([upsert("a", NOW + 10)])
-    await storage.write([delete("a", NOW)])
+    await write(storage, [upsert("a", NOW + 10)])
+    await write(storage, [delete("a", NOW)])
     assert await storage.purge(NOW + 100) == 0
 
 
@@ -155,11 +62,11 @@ async def test_a_late_delete_leaves_no_tombstone(storage: Storage) -> None:
 async def test_a_tombstone_keeps_an_older_write_out(storage: Storage, existed: bool) -> None:
     """After a delete no older write of the id brings an item back, whether it existed or not."""
     if existed:
-        await storage.write([upsert("a", NOW)])
-    await storage.write([delete("a", NOW + 5)])
-    await storage.write([upsert("a", NOW + 4)])
-    await storage.write([delete("a", NOW + 3)])
-    await storage.write([upsert("a", NOW + 4)])
+        await write(storage, [upsert("a", NOW)])
+    await write(storage, [delete("a", NOW + 5)])
+    await write(storage, [upsert("a", NOW + 4)])
+    await write(storage, [delete("a", NOW + 3)])
+    await write(storage, [upsert("a", NOW + 4)])
     assert await items(storage) == []
     assert await storage.load(["a"]) == []
 
@@ -167,9 +74,9 @@ async def test_a_tombstone_keeps_an_older_write_out(storage: Storage, existed: b
 async def test_a_newer_write_revives_and_clears_the_tombstone(storage: Storage) -> None:
     """A deleted id can be written anew, with a created_at of its own and no tombstone left."""
     revived = upsert("a", NOW + 2, b'{"life":2}')
-    await storage.write([upsert("a", NOW)])
-    await storage.write([delete("a", NOW + 1)])
-    await storage.write([revived])
+    await write(storage, [upsert("a", NOW)])
+    await write(storage, [delete("a", NOW + 1)])
+    await write(storage, [revived])
     assert await items(storage) == [row(revived)]
     assert await storage.purge(NOW + 100) == 0
 
@@ -177,28 +84,28 @@ async def test_a_newer_write_revives_and_clears_the_tombstone(storage: Storage) 
 async def test_a_batch_is_committed_whole_or_not_at_all(tables: Tables, storage: Storage) -> None:
     """One refused row keeps the whole batch out, deletes and tombstones included."""
     await tables.refuse_poison()
-    await storage.write([upsert("a", NOW)])
+    await write(storage, [upsert("a", NOW)])
     with pytest.raises(StorageRefused):
-        await storage.write([delete("a", NOW + 1), upsert("b", NOW + 2), upsert("poison", NOW + 3)])
+        await write(storage, [delete("a", NOW + 1), upsert("b", NOW + 2), upsert("poison", NOW + 3)])
     assert await items(storage) == [row(upsert("a", NOW))]
     assert await storage.purge(NOW + 100) == 0
-    await storage.write([delete("a", NOW + 1), upsert("b", NOW + 2)])
+    await write(storage, [delete("a", NOW + 1), upsert("b", NOW + 2)])
     assert await items(storage) == [row(upsert("b", NOW + 2))]
 
 
 async def test_a_cancelled_write_does_not_break_the_next(storage: Storage) -> None:
     """After a write that was cancelled half-way the next one goes through, and so do reads."""
     for number in range(3):
-        write = asyncio.create_task(_write(storage, upsert("a", NOW + number)))
+        writing = asyncio.create_task(write(storage, [upsert("a", NOW + number)]))
         await asyncio.sleep(0.001 * number)
-        write.cancel()
-        await asyncio.wait([write])
-    await storage.write([upsert("a", NOW + 10)])
+        writing.cancel()
+        await asyncio.wait([writing])
+    await write(storage, [upsert("a", NOW + 10)])
     assert await items(storage) == [row(upsert("a", NOW + 10))]
 
 
 async def _write(storage: Storage, change: Change) -> None:
-    await storage.write([change])
+    await write(storage, [change])
 
 
 # --- load, page, select
@@ -206,8 +113,8 @@ async def _write(storage: Storage, change: Change) -> None:
 
 async def test_a_load_brings_those_that_exist(storage: Storage) -> None:
     """Of the ids asked for, a load brings the live ones and no others."""
-    await storage.write([upsert("a", NOW), upsert("b", NOW), upsert("c", NOW)])
-    await storage.write([delete("b", NOW + 1)])
+    await write(storage, [upsert("a", NOW), upsert("b", NOW), upsert("c", NOW)])
+    await write(storage, [delete("b", NOW + 1)])
     assert sorted(await storage.load(["a", "b", "c", "d"])) == [
         row(upsert("a", NOW)),
         row(upsert("c", NOW)),
@@ -217,14 +124,14 @@ async def test_a_load_brings_those_that_exist(storage: Storage) -> None:
 
 async def test_a_walk_brings_every_item(storage: Storage) -> None:
     """Pages lead through all items, each of them once as long as nothing changes."""
-    await storage.write([upsert(item_id, NOW) for item_id in sorted(IDS)])
+    await write(storage, [upsert(item_id, NOW) for item_id in sorted(IDS)])
     walked = await walking.walk(storage)
     assert sorted(item_id for item_id, _ in dict(walked).items()) == sorted(IDS)
 
 
 async def test_a_walk_brings_what_changed_meanwhile(tables: Tables, storage: Storage) -> None:
     """Items that others change or add during a walk are brought in their newest state, last."""
-    await storage.write([upsert(item_id, NOW) for item_id in sorted(IDS)])
+    await write(storage, [upsert(item_id, NOW) for item_id in sorted(IDS)])
     walked, position = await storage.page(0)
     await tables.change_by_hand(IDS[0], b'{"by":"hand"}')
     await tables.change_by_hand(IDS[-1], b'{"by":"hand"}')
@@ -252,7 +159,7 @@ async def test_a_list_is_walked_in_its_order(
 ) -> None:
     """Keyset pages show every item once, in the order asked for, ids breaking ties."""
     changes = some_items()
-    await storage.write(changes)
+    await write(storage, changes)
 
     def key(change: Change) -> tuple[int, str]:
         number = {"created": change.created_us, "updated": change.version, "id": 0}[order]
@@ -280,7 +187,7 @@ async def test_a_list_is_walked_in_its_order(
 async def test_a_prefix_selects_by_the_bytes_it_begins_with(storage: Storage, prefix: str) -> None:
     """A list of a prefix holds and counts the ids that begin with it, wildcards unknown."""
     ids = sorted([*IDS, "\ud7ff1", "\ue000", "\U0010ffff\U0010ffff", "%", "_"])
-    await storage.write([upsert(item_id, NOW) for item_id in ids])
+    await write(storage, [upsert(item_id, NOW) for item_id in ids])
     expected = [item_id for item_id in ids if item_id.startswith(prefix)]
     query = ListQuery(limit=100, bytes_max=10**9, order="id", prefix=prefix, count=True)
     page, count = await storage.select(query)
@@ -294,7 +201,7 @@ async def test_a_page_ends_with_the_item_that_passes_its_bytes(
     storage: Storage, bytes_max: int, descending: bool
 ) -> None:
     """A page of limited bytes holds at least one item and ends where the limit is reached."""
-    await storage.write([upsert(item_id, NOW) for item_id in "abcde"])  # 18 bytes each
+    await write(storage, [upsert(item_id, NOW) for item_id in "abcde"])  # 18 bytes each
     query = ListQuery(limit=4, bytes_max=bytes_max, order="id", descending=descending)
     page, _ = await storage.select(query)
     expected = min(4, -(-bytes_max // 18))
@@ -321,7 +228,7 @@ async def test_a_lease_tells_which_ids_are_taken(storage: Storage) -> None:
     block, taken = await storage.lease_ids(4)
     assert taken == set()
     following = type(block)(block.first + 4, 4, block.key).ids()
-    await storage.write([upsert(item_id, NOW) for item_id in sorted(following[1:3])])
+    await write(storage, [upsert(item_id, NOW) for item_id in sorted(following[1:3])])
     block, taken = await storage.lease_ids(4)
     assert block.ids() == following
     assert taken == set(following[1:3])
@@ -333,7 +240,7 @@ async def test_a_lease_tells_which_ids_are_taken(storage: Storage) -> None:
 async def test_the_stores_own_writes_are_not_foreign(storage: Storage) -> None:
     """Creating, replacing, deleting and reviving through the store notes nothing."""
     for number, change in enumerate((upsert, upsert, delete, upsert, delete)):
-        await storage.write([change("a", NOW + number)])
+        await write(storage, [change("a", NOW + number)])
     assert await storage.foreign_changes() == []
 
 
@@ -341,7 +248,7 @@ async def test_a_change_by_hand_is_noted_with_a_new_version(
     tables: Tables, storage: Storage
 ) -> None:
     """Rows inserted, updated and deleted by hand get newer versions, and are noted in order."""
-    await storage.write([upsert("b", NOW, created=NOW - 5), upsert("c", NOW)])
+    await write(storage, [upsert("b", NOW, created=NOW - 5), upsert("c", NOW)])
     await tables.change_by_hand("a", b'{"n":1}')
     await tables.change_by_hand("b", b'{"n":2}')
     await tables.change_by_hand("c", None)
@@ -366,11 +273,11 @@ async def test_a_change_by_hand_is_noted_with_a_new_version(
 
 async def test_older_writes_do_not_undo_a_change_by_hand(tables: Tables, storage: Storage) -> None:
     """A write accepted before the change by hand, and committed after it, changes nothing."""
-    await storage.write([upsert("a", NOW), upsert("b", NOW)])
+    await write(storage, [upsert("a", NOW), upsert("b", NOW)])
     await tables.change_by_hand("a", b'{"by":"hand"}')
     await tables.change_by_hand("b", None)
     expected = await items(storage)
-    await storage.write([delete("a", NOW + 1), upsert("b", NOW + 1)])
+    await write(storage, [delete("a", NOW + 1), upsert("b", NOW + 1)])
     assert await items(storage) == expected
 
 
@@ -431,7 +338,7 @@ async def test_what_a_newer_write_overtook_never_comes_back(tables: Tables, newe
     """A crash between a write and its release leaves nothing parked, purged tombstone or not."""
     storage, _ = await tables.open()
     await storage.quarantine(upsert("a", NOW), "no reason")
-    await storage.write([newer])
+    await write(storage, [newer])
     storage, found = await tables.open()
     assert found.parked == ()
     await storage.purge(NOW + 100)
@@ -442,7 +349,7 @@ async def test_what_a_newer_write_overtook_never_comes_back(tables: Tables, newe
 async def test_the_older_item_does_not_overtake_what_is_parked(tables: Tables) -> None:
     """A parked change newer than the item or tombstone stays parked."""
     storage, _ = await tables.open()
-    await storage.write([upsert("a", NOW), delete("b", NOW)])
+    await write(storage, [upsert("a", NOW), delete("b", NOW)])
     parked = [upsert("a", NOW + 1), upsert("b", NOW + 2)]
     for change in parked:
         await storage.quarantine(change, "no reason")
@@ -458,9 +365,9 @@ async def test_no_version_up_to_the_newest_is_free(tables: Tables, where: str) -
     future = NOW + 3_600_000_000
     match where:
         case "item":
-            await storage.write([upsert("a", future)])
+            await write(storage, [upsert("a", future)])
         case "tombstone":
-            await storage.write([delete("a", future)])
+            await write(storage, [delete("a", future)])
         case _:
             await storage.quarantine(upsert("a", future), "no reason")
     _, found = await tables.open()
@@ -472,11 +379,11 @@ async def test_no_version_up_to_the_newest_is_free(tables: Tables, where: str) -
 
 async def test_a_purge_forgets_the_old_tombstones_only(storage: Storage) -> None:
     """A purge forgets tombstones before the version, says how many, and touches nothing else."""
-    await storage.write([upsert("live", NOW)])
-    await storage.write([delete(f"{n}", NOW + n) for n in range(5)])
+    await write(storage, [upsert("live", NOW)])
+    await write(storage, [delete(f"{n}", NOW + n) for n in range(5)])
     assert await storage.purge(NOW + 3) == 3
     assert await storage.purge(NOW + 3) == 0
-    await storage.write([upsert(f"{n}", NOW - 1) for n in range(5)])
+    await write(storage, [upsert(f"{n}", NOW - 1) for n in range(5)])
     expected = ["0", "1", "2", "live"]  # nothing stands against these older writes any more
     assert [item_id for item_id, _ in await items(storage)] == expected
 
@@ -484,6 +391,6 @@ async def test_a_purge_forgets_the_old_tombstones_only(storage: Storage) -> None
 async def test_a_purge_ends_however_much_there_is(storage: Storage) -> None:
     """One call forgets a limited number; repeated until it says 0, all are forgotten."""
     ids = sorted(f"{n}" for n in range(2_500))
-    await storage.write([delete(item_id, NOW + n) for n, item_id in enumerate(ids)])
+    await write(storage, [delete(item_id, NOW + n) for n, item_id in enumerate(ids)])
     counts = [await storage.purge(NOW + 10_000) for _ in range(4)]
     assert counts == [1_000, 1_000, 500, 0]

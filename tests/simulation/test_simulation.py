@@ -41,6 +41,7 @@ def simulate(seed: int) -> int:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(name, value)
+        patch.setattr("itemstore.process.is_gone", world.is_gone)
         try:
             world.live(History(seed, world).run())
         except Exception as error:

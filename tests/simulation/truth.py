@@ -57,7 +57,7 @@ class Truth:
         """A new life: what the disk holds is true; every write to this store is listened to."""
         self.store = store
         self._dirty.clear()
-        parked = {change.id: change for change in self._disk.parked()}
+        parked = {each.change.id: each.change for each in self._disk.parked()}
         self._history = {
             item_id: [Moment(self.writes, entry, parked.get(item_id))]
             for item_id, entry in self._found().items()
@@ -86,6 +86,10 @@ class Truth:
         history = self._history.get(item_id)
         return history[-1].entry if history else None
 
+    def began(self) -> int | None:
+        """The number of writes so far, as long as reads go through the database."""
+        return None if self.store.lease.is_holder else self.writes
+
     def since(self, item_id: str, write: int) -> list[Moment]:
         """What the item was at some moment from this write on."""
         history = self._of(item_id)
@@ -110,8 +114,8 @@ class Truth:
         """What a new store would serve of every id."""
         found: dict[str, bytes | None] = dict.fromkeys(self._history)
         found |= {each: entry for each, entry in self._disk.items.items() if each not in HAND_IDS}
-        for change in self._disk.parked():
-            found[change.id] = None if change.deleted else change.entry
+        for each in self._disk.parked():
+            found[each.change.id] = None if each.change.deleted else each.change.entry
         return found
 
     # --- as it happens
@@ -154,6 +158,8 @@ class Truth:
         persister, admission = self.store.persister, self.store.admission
         known = persister.committed + queue.coalesced + persister.quarantined + len(queue)
         self.check(queue.accepted == known, f"the books agree: {queue.accepted}, {known}")
+        lease = self.store.lease
+        self.check(not (lease.lost or queue.fenced), "there is nobody to lose the lease to")
         is_fine = len(queue) > 0 or persister.failing_since is None
         self.check(is_fine, f"nothing fails when nothing is to be written: {persister.failure}")
         has_room = bool(admission._waiting) and admission._room() > 0

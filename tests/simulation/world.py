@@ -11,13 +11,28 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections import deque
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from typing import Any, Final
 
 START_US: Final = 1_750_000_000_000_000  # when every world begins, in µs since 1970
-TOLD_MAX: Final = 80  # lines of history that a failure shows
+TOLD_MAX: Final = 400  # lines of history that a failure shows
 TURNS_MAX: Final = 1_000_000  # of the loop; more are a world that goes round in circles
+
+
+#: Whose task it is: whatever a process begins is its own, and ends with it.
+OWNER: Final = ContextVar("OWNER", default="")
+
+
+@contextmanager
+def owned_by(owner: str) -> Iterator[None]:
+    """Tasks made here are the owner's, and so are those that they make."""
+    token = OWNER.set(owner)
+    try:
+        yield
+    finally:
+        OWNER.reset(token)
 
 
 class Broken(AssertionError):
@@ -32,6 +47,7 @@ class World(asyncio.BaseEventLoop):
         self.at_rest: Callable[[], None] = lambda: None
         self.told: deque[str] = deque(maxlen=TOLD_MAX)
         self.tasks = 0  #: so far
+        self.gone: set[str] = set()  #: processes that others see are gone
         #: Of everything told: two histories are the same if their digests are.
         self.digest = 0
         self._seconds = 0.0
@@ -47,6 +63,10 @@ class World(asyncio.BaseEventLoop):
     def now_us(self) -> int:
         return START_US + round(self._seconds * 1_000_000)
 
+    def is_gone(self, process: str | None) -> bool:
+        """In place of ``itemstore.process.is_gone``: the processes here are not the machine's."""
+        return process in self.gone
+
     def tell(self, event: str) -> None:
         line = f"{self._seconds:11.6f}  {event}"
         self.told.append(line)
@@ -57,6 +77,13 @@ class World(asyncio.BaseEventLoop):
         if not is_kept:
             self._broken = self._broken or promise
             raise Broken(promise)
+
+    async def kill(self, owner: str) -> None:
+        """Ends all that is this owner's."""
+        while tasks := {task for task in asyncio.all_tasks() if _owner(task) == owner}:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
     def live(self, life: Coroutine[Any, Any, None]) -> None:
         """Runs it to its end. Raises Broken, also for tasks that it left behind."""
@@ -109,6 +136,7 @@ class _NumberedTask(asyncio.Task[Any]):
     """Hashed by its number, not by its address: sets of tasks have the same order each time."""
 
     number: int
+    owner: str
 
     def __hash__(self) -> int:
         return self.number
@@ -120,6 +148,11 @@ def _numbered_task(
     assert isinstance(loop, World)
     loop.tasks += 1
     task = _NumberedTask.__new__(_NumberedTask)
-    task.number = loop.tasks
+    task.number, task.owner = loop.tasks, OWNER.get()
     task.__init__(coroutine, loop=loop, **options)  # type: ignore[misc]  # it is hashed in there
     return task
+
+
+def _owner(task: asyncio.Task[Any]) -> str:
+    assert isinstance(task, _NumberedTask)
+    return task.owner

@@ -723,6 +723,24 @@ async def test_a_damaged_file_is_set_aside(bench: Bench) -> None:
     assert Recovered((), 0, 0) == await bench.as_killed()
 
 
+@pytest.mark.parametrize("is_cut", [True, False], ids=["cut", "zeros"])
+async def test_damage_to_the_end_of_a_closed_journal_is_reported(
+    bench: Bench, is_cut: bool
+) -> None:
+    """Without a log, too, it is known which record was the last."""
+    journal = await bench.begun()
+    for version in range(1, 200):
+        journal.append(change(f"{version}", version, b"x" * 300), None)
+    journal.append(change("last", 200, b'"the last"'), None)
+    await journal.close(keep=True)
+    path = bench.directory / FILES[0]
+    data = path.read_bytes()
+    page = data.index(b'"the last"') // 4096 * 4096
+    path.write_bytes(data[:page] + (b"" if is_cut else bytes(4096) + data[page + 4096 :]))
+    recovered = await bench.recovered()
+    assert 0 < recovered.damaged == 200 - recovered.records
+
+
 async def test_an_unreadable_page_costs_its_records(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,7 +20,7 @@ from itemstore.core.queue import Change
 from itemstore.errors import InvalidInput
 from itemstore.storage import ListQuery
 from itemstore.storage.postgres import Postgres
-from tests.sql import Unclaimed
+from tests.sql import Holder
 from tests.strategies import ANY_NUMBERS, IDS, TEXT, json_objects
 from tests.walking import items
 
@@ -37,7 +37,7 @@ VERSIONS = count(1_000)
 @pytest.fixture
 async def db(dsn: str) -> AsyncIterator[Postgres]:
     """The storage over the newest server, open and empty."""
-    storage = Unclaimed(dsn)
+    storage = Holder(dsn)
     await storage.open()
     yield storage
     await storage.close()

@@ -34,6 +34,7 @@ SAMPLE: Final = re.compile(
     r"""(?P<time>\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z)
       | (?P<date>(?<=Date:\ )\w{3},\ \d\d\ \w{3}\ \d{4}\ \d\d:\d\d:\d\d\ GMT)
       | (?P<version>(?<!\d)\d{16}(?!\d))
+      | (?P<epoch>(?<="epoch":)\d{10})
       | (?P<request>(?<!\w)[0-9a-f]{8}-\d+)
       | (?P<cursor>Wy[A-Za-z0-9_-]{20,})
       | (?P<id>(?<=items/|"id":")[0-9A-Za-z]{8}(?=\W|$))
@@ -45,6 +46,7 @@ SHAPES: Final = {
     "time": r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z",
     "date": r"\w{3}, \d\d \w{3} \d{4} \d\d:\d\d:\d\d GMT",
     "version": r"\d{16}",
+    "epoch": r"\d{10}",
     "request": r"[0-9a-f]{8}-\d+",
     "cursor": r"[A-Za-z0-9_-]+",
     "id": r"[0-9A-Za-z]{8}",
@@ -222,6 +224,8 @@ LIMITS: Final = {
     "items waiting to be written": (OPTIONS.queue_items_max, "(`QUEUE_MAX_ITEMS`)"),
     "bytes waiting to be written": (OPTIONS.queue_bytes_max, "bytes (`QUEUE_MAX_BYTES`)"),
     "time a write waits for room, from three quarters of these on": (OPTIONS.queue_wait_s, "s"),
+    "time a write waits for the writer lease": (OPTIONS.hold_s, "s"),
+    "bytes in the journal": (OPTIONS.journal_bytes_max, "bytes (`JOURNAL_MAX_BYTES`)"),
 }
 
 

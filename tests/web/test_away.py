@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from itemstore import store as store_module
+from itemstore import persister
 from itemstore.options import Options
 from itemstore.storage import postgres
 from itemstore.storage.postgres import Postgres
@@ -64,7 +64,7 @@ async def service_on_a_road(
 ) -> AsyncIterator[tuple[Service, Road]]:
     """A service whose way to PostgreSQL can be cut, and which does not wait long for it."""
     monkeypatch.setattr(postgres, "POOL_WAIT_S", PATIENCE_S)
-    monkeypatch.setattr(store_module, "AWAY_MAX_S", 0.0)
+    monkeypatch.setattr(persister, "AWAY_MAX_S", 0.0)
     road = Road(dsn)
     await road.open()
     try:
@@ -112,7 +112,7 @@ async def test_while_postgresql_is_away_what_can_be_served_is(
         assert (await api("GET", "/items/gone")).status == 404
         assert (await api("GET", "/livez")).status == 200
         state = await api("GET", "/readyz")
-        assert (state.status, state.json["ready"], state.json["database"]) == (200, True, "away")
+        assert (state.status, state.json["ready"], state.json["database"]) == (200, True, "down")
         assert state.json["dirty"] == 5
         assert (await api("GET", "/stats")).json["itemstore_database_failing_seconds"] > 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -37,9 +38,12 @@ async def test_a_store_that_starts_is_alive_but_not_ready(dsn: str) -> None:
             "hydrated": False,
             "loaded": 0,
             "estimate": 0,
+            "lease": "standby",
+            "epoch": 0,
             "dirty": 0,
             "quarantined": 0,
             "database": "unknown",
+            "journal": "none",
         }
         batch = {"operations": [{"op": "get", "id": "a"}]}
         for method, target, body in (
@@ -98,9 +102,12 @@ async def test_a_store_that_preloads_is_ready_and_tells_how_far_it_is(
             "hydrated": False,
             "loaded": state.json["loaded"],
             "estimate": number,
+            "lease": "holder",
+            "epoch": service.store.lease.epoch,
             "dirty": 0,
             "quarantined": 0,
             "database": "ok",
+            "journal": "none",
         }
         assert 0 < state.json["loaded"] < number
         missing = max(n for n in range(1, number + 1) if f"{n:06}" not in cached)
@@ -169,10 +176,10 @@ async def test_a_full_queue_is_503_and_changes_nothing(dsn: str) -> None:
 # --- numbers
 
 
-async def test_stats_has_every_number(dsn: str) -> None:
+async def test_stats_has_every_number(dsn: str, tmp_path: Path) -> None:
     """/stats is one JSON object with every metric that has a value, and the requests answered."""
-    async with service_over(Postgres(dsn)) as service:
-        await make(service.api, "a")
+    async with service_over(Postgres(dsn), Options(journal_dir=tmp_path)) as service:
+        await make(service.api, "a", durability="commit")
         await make(service.api, "b", durability="commit")
 
         answer = await service.api("GET", "/stats")
@@ -187,9 +194,9 @@ async def test_stats_has_every_number(dsn: str) -> None:
     assert answer.json["itemstore_http_requests_total"] == 2
 
 
-async def test_metrics_is_what_prometheus_reads(dsn: str) -> None:
+async def test_metrics_is_what_prometheus_reads(dsn: str, tmp_path: Path) -> None:
     """/metrics is Prometheus' text format and holds every metric with its kind and help."""
-    async with service_over(Postgres(dsn)) as service:
+    async with service_over(Postgres(dsn), Options(journal_dir=tmp_path)) as service:
         await make(service.api, "a")
         await service.api("GET", "/items/none")
 

@@ -1,4 +1,4 @@
-"""Bugs to be noticed: each ``*.patch`` here breaks itemstore, and a scenario must fail of it.
+"""Bugs to be noticed: each ``*.patch`` here breaks itemstore, and a scenario or a test must fail.
 
 A patch is a unified diff for ``patch -p1`` in the tree, below a header of lines such as
 
@@ -7,4 +7,5 @@ A patch is a unified diff for ``patch -p1`` in the tree, below a header of lines
     # rounds: 4
     # seed: 1                             (optional)
     # environment: QUEUE_MAX_ITEMS=100    (optional; several, separated by blanks)
+    # test: tests/test_races.py -k load   (instead of scenario and rounds: pytest's arguments)
 """

@@ -1,4 +1,4 @@
-"""python -m tests.faults.bugs [NAME …]: puts each bug in, and expects its scenario to fail.
+"""python -m tests.faults.bugs [NAME …]: puts each bug in, and expects its scenario or test to fail.
 
 Exit code 1 if a bug was not noticed, or its patch does not fit any more.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,6 +32,11 @@ class Bug:
     rounds: int
     seed: int
     environment: dict[str, str]
+    test: str  #: instead of a scenario: what pytest is told to run
+
+    @property
+    def judge(self) -> str:
+        return self.scenario or self.test
 
     @classmethod
     def read(cls, patch: Path) -> Bug:
@@ -44,10 +50,11 @@ class Bug:
         return cls(
             patch,
             header["bug"],
-            header["scenario"],
-            int(header["rounds"]),
+            header.get("scenario", ""),
+            int(header.get("rounds", 1)),
             int(header.get("seed", 1)),
             dict(setting.split("=", 1) for setting in settings),
+            header.get("test", ""),
         )
 
 
@@ -72,6 +79,8 @@ async def notice(bug: Bug, source: Path) -> tuple[bool, str]:
     try:
         if problem := put_in(bug, source, place):
             return False, problem
+        if bug.test:
+            return await asyncio.to_thread(_fails, bug, place)
         outcome = await run(
             BY_NAME[bug.scenario](),
             rounds=bug.rounds,
@@ -90,6 +99,17 @@ async def notice(bug: Bug, source: Path) -> tuple[bool, str]:
     return not broke_off, f"{outcome.violations[0]} ({len(outcome.violations)} findings)"
 
 
+def _fails(bug: Bug, place: Path) -> tuple[bool, str]:
+    """Whether the test fails in the tree with the bug."""
+    shutil.copytree(ROOT / "tests", place / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", place)
+    pytest = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*pytest, *shlex.split(bug.test)], cwd=place, capture_output=True, text=True
+    )
+    return done.returncode == 1, (done.stdout + done.stderr).strip().splitlines()[-1]
+
+
 def bugs() -> list[Bug]:
     return [Bug.read(patch) for patch in sorted(HERE.glob("*.patch"))]
 
@@ -101,7 +121,7 @@ async def _main(names: list[str], source: Path) -> int:
             continue
         noticed, what = await notice(bug, source)
         missed += not noticed
-        print(f"{'noticed' if noticed else 'MISSED '}  {bug.patch.stem} by {bug.scenario}: {what}")
+        print(f"{'noticed' if noticed else 'MISSED '}  {bug.patch.stem} by {bug.judge}: {what}")
         sys.stdout.flush()
     return 1 if missed else 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ import orjson
 
 from tests.faults.bench import Bench, Clients
 from tests.faults.checker import Checker
-from tests.faults.history import History, Op, State
+from tests.faults.history import Op, State, read_directory
 from tests.faults.verdict import Rules, Verdict, check_books
 
 
@@ -82,12 +83,15 @@ class Scenario:
         ``books``: whether this server was there from the beginning.
         """
         rules = rules or Rules()
-        history = await ended(*clients)
-        history.ops += own
+        for each in clients:
+            await each.end()
+        directory = clients[0].directory
+        (directory / "own.json").write_bytes(orjson.dumps(own))
+        (directory / "rules.json").write_bytes(rules_json(rules))
+        history = await asyncio.to_thread(read_directory, directory)
         stats = await bench.rested()
         final = await bench.state(history.ids())
-        final.write(clients[0].directory / "final.json")
-        (clients[0].directory / "rules.json").write_bytes(rules_json(rules))
+        final.write(directory / "final.json")
         checker = Checker(history, rules)
         if left is not None:
             checker.check_state(
@@ -97,15 +101,6 @@ class Scenario:
         if books:
             check_books(stats, checker.verdict)
         return checker
-
-
-async def ended(*clients: Clients) -> History:
-    """What several noted, once they have ended."""
-    histories = [await each.end() for each in clients]
-    return History(
-        ops=[op for each in histories for op in each.ops],
-        is_complete=all(each.is_complete for each in histories),
-    )
 
 
 def rules_json(rules: Rules) -> bytes:
