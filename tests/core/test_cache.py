@@ -201,3 +201,76 @@ def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
     assert cache.is_absent("a")
     assert cache.install(page, ROWS, NOTHING) == 1  # 6
     assert set(cache.entries) == {"b"}
+
+
+# --- a standby's cache, and a former holder's
+
+
+def test_a_newer_state_replaces_what_is_cached(cache: Cache) -> None:
+    """An item that is cached is kept fresh, and the books stay right."""
+    cache.put("a", b"old")
+    load = cache.begin_load()
+    cache.refresh("a", b"newer one")
+    assert b"newer one" == cache.get("a")
+    assert recount(cache) == cache.bytes_used
+    assert {"a"} == load.touched  # 6
+
+
+def test_what_is_not_cached_is_not_kept_fresh(cache: Cache) -> None:
+    """On demand, an item nobody asked for stays out, but is absent no more, and loads are told."""
+    cache.note_absent(cache.begin_load(), ["a", "b"])
+    load = cache.begin_load()
+    cache.refresh("a", b"1")
+    assert {} == cache.entries
+    assert [False, True] == [cache.is_absent("a"), cache.is_absent("b")]  # 7
+    assert 1 == cache.install(load, ROWS, NOTHING)  # 6
+    assert {"b": b"old b"} == cache.entries
+
+
+def test_a_cache_that_is_to_hold_everything_takes_what_is_new(cache: Cache) -> None:
+    """While a preload is under way, and after it, a new item joins the cache."""
+    cache.fills = True
+    cache.refresh("a", b"1")
+    assert {"a": b"1"} == cache.entries
+    assert recount(cache) == cache.bytes_used
+
+
+def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
+    """After clear() nothing is cached, absent, complete or to be filled; no bytes are used."""
+    cache.put("a", b"1")
+    cache.note_absent(cache.begin_load(), ["b"])
+    cache.fills = True
+    cache.set_hydrated()
+    cache.clear()
+    assert ({}, 0, False, False) == (
+        cache.entries,
+        cache.bytes_used,
+        cache.hydrated,
+        cache.fills,
+    )
+    assert [False, False] == [cache.is_absent("a"), cache.is_absent("b")]  # 7
+
+
+def test_a_cleared_cache_forgets_absent_ids(cache: Cache) -> None:
+    """What was absent under a lease that is lost may exist by now."""
+    cache.note_absent(cache.begin_load(), ["a"])
+    cache.clear()
+    assert not cache.is_absent("a")  # 7
+
+
+def test_a_load_from_before_brings_nothing_into_a_cleared_cache(cache: Cache) -> None:
+    """A load under way at clear() installs nothing, whatever its versions; a later one does."""
+    load = cache.begin_load()
+    cache.clear()
+    rows = [versioned("a", 1), versioned("b", 2**53)]
+    assert 0 == cache.install(load, rows, NOTHING)  # 6
+    assert 2 == cache.install(cache.begin_load(), rows, NOTHING)
+
+
+def test_who_hands_over_forgets_what_is_absent(cache: Cache) -> None:
+    """Absent ids are forgotten, entries are not; a miss is a query again."""
+    cache.put("a", b"1")
+    cache.note_absent(cache.begin_load(), ["b"])
+    cache.forget_absent()
+    assert not cache.is_absent("b")  # 7
+    assert {"a": b"1"} == cache.entries

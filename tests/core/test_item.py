@@ -16,6 +16,7 @@ from itemstore.core.item import (
     HEADER_BYTES,
     ID_MAX_BYTES,
     Item,
+    VersionClock,
     check_id,
     created_us_of,
     data_of,
@@ -220,3 +221,67 @@ def test_an_item_takes_no_other_attributes() -> None:
     """A misspelt attribute is an error, not a new one."""
     with pytest.raises(AttributeError):
         Item("a", pack(1, 1, b"{}")).verison = 2  # type: ignore[attr-defined]
+
+
+# --- the store's clock
+
+
+class Time:
+    """A clock that is set by hand."""
+
+    def __init__(self, now_us: int) -> None:
+        self.now_us = now_us
+
+    def __call__(self) -> int:
+        return self.now_us
+
+
+def test_versions_are_the_time_where_time_allows() -> None:
+    """A version is the time; within one microsecond, and when time goes back, one more."""
+    time = Time(1_000)
+    clock = VersionClock(time)
+    assert [1_000, 1_001] == [clock.next(), clock.next()]
+    time.now_us = 5_000
+    assert 5_000 == clock.next()
+    time.now_us = 10
+    assert [5_001, 5_002] == [clock.next(), clock.next()]
+    assert 5_002 == clock.newest
+
+
+def test_the_clock_goes_on_after_what_it_saw() -> None:
+    """A version that another gave out is never given out again, nor any before it."""
+    clock = VersionClock(Time(1_000))
+    clock.saw(9_000)
+    assert 9_001 == clock.next()
+    clock.saw(3)
+    assert 9_002 == clock.next()
+
+
+def test_the_clock_tells_what_was_not_given_out() -> None:
+    """now() is at least every version given out or seen and the time, and uses up none."""
+    time = Time(1_000)
+    clock = VersionClock(time)
+    assert [1_000, 1_000] == [clock.now(), clock.now()]
+    assert 1_000 == clock.next()
+    clock.saw(2_000)
+    assert 2_000 == clock.now()
+    time.now_us = 3_000
+    assert 3_000 == clock.now()
+    assert 2_000 == clock.newest
+
+
+@given(st.lists(st.one_of(st.tuples(st.just("saw"), VERSIONS), st.tuples(st.just("at"), VERSIONS))))
+def test_versions_only_grow(events: list[tuple[str, int]]) -> None:
+    """Whatever the time does and whatever was seen, each version is newer than all before."""
+    time = Time(0)
+    clock = VersionClock(time)
+    newest = 0
+    for kind, value in events:
+        if kind == "saw":
+            clock.saw(value)
+            newest = max(newest, value)
+        else:
+            time.now_us = value
+        given_out = clock.next()
+        assert newest < given_out
+        newest = given_out

@@ -398,3 +398,142 @@ def test_barriers_pass_together(queue: WriteQueue, put: Callable[..., Change]) -
     queue.take(ITEMS, BYTES)
     queue.settle(changes)
     assert order == ["first", "second", "third"]
+
+
+# --- the lease is lost
+
+
+class Doubt(Exception):
+    """Why a commit is not confirmed."""
+
+
+def unacked(queue: WriteQueue, item_id: str, version: int, settled: object = None) -> Change:
+    """Puts a change whose writer waits for the commit."""
+    entry = pack(version, 1, b"{}")
+    change = Change(
+        item_id, version, entry, deleted=False, now_s=float(version), is_acked=False
+    )
+    if settled is not None:
+        change.settled.append(settled)  # type: ignore[arg-type]
+    queue.put(change)
+    return change
+
+
+def test_what_is_fenced_is_gone_and_its_writers_are_told(queue: WriteQueue) -> None:
+    """A change that was not written, for the lease is lost, is forgotten; barriers pass."""
+    told, reason = Calls(), Doubt()
+    change = unacked(queue, "a", 1, told)
+    queue.when_settled(1, passed := Calls())
+    queue.take(ITEMS, BYTES)
+    queue.fence([change], reason)
+    assert [reason] == told
+    assert [None] == passed
+    assert (0, 0, None, 1) == (len(queue), queue.bytes_used, queue.get("a"), queue.fenced)
+    assert "a" not in queue
+
+
+def test_fencing_leaves_a_newer_change_queued(queue: WriteQueue) -> None:
+    """A change accepted after the fenced one went out takes its own turn."""
+    older = unacked(queue, "a", 1)
+    queue.take(ITEMS, BYTES)
+    newer = unacked(queue, "a", 2, later := Calls())
+    queue.fence([older], Doubt())
+    assert newer is queue.get("a")
+    assert [] == later
+    assert [newer] == queue.take(ITEMS, BYTES)
+
+
+def test_fencing_leaves_what_is_parked(queue: WriteQueue) -> None:
+    """A refused write of the same item stays in quarantine: nothing took its place."""
+    parked = Change("a", 1, pack(1, 1, b"{}"), deleted=False, now_s=0.0)
+    queue.restore_parked([parked])
+    change = unacked(queue, "a", 2)
+    queue.take(ITEMS, BYTES)
+    queue.fence([change], Doubt())
+    assert {"a": parked} == queue.parked
+    assert parked is queue.get("a")
+
+
+def test_nothing_acknowledged_is_fenced(queue: WriteQueue, put: Callable[..., Change]) -> None:
+    """Fencing what somebody was told OK for is a bug, and takes nothing away."""
+    change = put("a")
+    queue.take(ITEMS, BYTES)
+    with pytest.raises(AssertionError):  # 3
+        queue.fence([change], Doubt())
+    assert change is queue.get("a")
+    assert (1, 0) == (len(queue), queue.fenced)
+
+
+def test_a_commit_in_doubt_is_settled_and_told_so(queue: WriteQueue) -> None:
+    """What was written without the lease is clean, frees what is parked, and is not confirmed."""
+    told, doubt = Calls(), Doubt()
+    queue.restore_parked([Change("a", 1, pack(1, 1, b"{}"), deleted=False, now_s=0.0)])
+    change = unacked(queue, "a", 2, told)
+    queue.when_settled(2, passed := Calls())
+    queue.take(ITEMS, BYTES)
+    queue.settle([change], doubt)
+    assert [doubt] == told
+    assert [None] == passed
+    assert (0, {}, None, 0) == (len(queue), queue.parked, queue.get("a"), queue.fenced)
+
+
+def test_an_acknowledgment_is_inherited(queue: WriteQueue, put: Callable[..., Change]) -> None:
+    """A change that takes the place of an acknowledged one must be written as that one must."""
+    put("a")
+    newer = unacked(queue, "a", 2)
+    assert newer.is_acked  # 3
+    assert not unacked(queue, "b", 3).is_acked
+    assert put("b").is_acked
+    assert unacked(queue, "b", 5).is_acked
+
+
+def test_an_acknowledgment_in_flight_is_not_inherited(
+    queue: WriteQueue, put: Callable[..., Change]
+) -> None:
+    """What is in flight is written for itself: a later change of the item stands alone."""
+    put("a")
+    queue.take(ITEMS, BYTES)
+    assert not unacked(queue, "a", 2).is_acked
+
+
+# --- quarantine
+
+
+def test_what_is_unparked_is_forgotten(queue: WriteQueue, put: Callable[..., Change]) -> None:
+    """Unparking returns the change and leaves nothing of it, once; others stay parked."""
+    changes = [put("a"), put("b")]
+    queue.take(ITEMS, BYTES)
+    for change in changes:
+        queue.park(change, ValueError())
+    assert changes[0] is queue.unpark("a")
+    assert queue.unpark("a") is None
+    assert queue.get("a") is None
+    assert "a" not in queue
+    assert {"b": changes[1]} == queue.parked
+
+
+def test_restoring_takes_the_place_of_what_was_parked(
+    queue: WriteQueue, put: Callable[..., Change]
+) -> None:
+    """After a time as standby only what the table has is parked; what is dirty stays."""
+    stale = put("stale")
+    queue.take(ITEMS, BYTES)
+    queue.park(stale, ValueError())
+    dirty = put("dirty")
+    found = Change("found", 9, pack(9, 1, b"{}"), deleted=False, now_s=0.0)
+    queue.restore_parked(iter([found]))
+    assert {"found": found} == queue.parked
+    assert queue.get("stale") is None
+    assert [dirty] == queue.dirty()
+
+
+def test_dirty_is_what_is_queued_and_in_flight(
+    queue: WriteQueue, put: Callable[..., Change]
+) -> None:
+    """An item with a change in flight and a newer one queued is dirty with both."""
+    older = put("a")
+    queue.take(ITEMS, BYTES)
+    newer = put("a")
+    assert {older, newer} == set(queue.dirty())
+    queue.settle([older])
+    assert [newer] == queue.dirty()

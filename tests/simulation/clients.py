@@ -13,7 +13,7 @@ from itemstore.core import listing
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.ids import scramble
 from itemstore.core.item import version_of
-from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
+from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put
 from itemstore.errors import DurabilityUnavailable, ItemStoreError, NotHolder
 from itemstore.options import Durability
 from itemstore.storage import ListQuery
@@ -97,12 +97,14 @@ class Clients:
     async def _write(self) -> None:
         await self.write(self._a_write(), self._level())
 
-    async def write(self, operation: Write, durability: str | None) -> None:
+    async def write(self, operation: Create | Put | Patch | Delete, durability: str | None) -> None:
         async with self._call(operation) as call:
             result = await self._outcome(self._written(operation, durability))
             self.answers.check_results(call, [result], self.store.level(durability))
 
-    async def _written(self, operation: Write, durability: str | None) -> Result:
+    async def _written(
+        self, operation: Create | Put | Patch | Delete, durability: str | None
+    ) -> Result:
         item = await self.store.write(operation, durability)
         return None if isinstance(operation, Delete) else item
 
@@ -197,7 +199,7 @@ class Clients:
         self._operations += 1
         return self._operations
 
-    def _a_write(self) -> Write:
+    def _a_write(self) -> Create | Put | Patch | Delete:
         item_id = self._id()
         when = self._condition(item_id)
         [kind] = self.chance.choices(("put", "patch", "delete", "create", "new"), (8, 4, 5, 3, 2))

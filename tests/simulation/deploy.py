@@ -1,7 +1,7 @@
-"""A history of several instances over one database: deploys, handovers, freezes, partitions, kills.
+"""A history of several instances over one database: deploys, handovers, freezes, cuts, kills.
 
-Each instance is a process of its own, with a clock of its own, that can stop without a word. Clients
-talk to any of them and go on with another when one refuses. The ledger knows what is right.
+Each instance is a process of its own, with a clock of its own, that can stop without a word.
+Clients talk to any of them and go on with another when one refuses. The ledger knows what is right.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from itemstore.core.operation import Create, Delete, Patch, Put, Write
 from itemstore.errors import (
     ItemExists,
     ItemNotFound,
-    ItemStoreError,
     PreconditionFailed,
-    StartupError,
     Unavailable,
 )
 from itemstore.options import Durability, Options, Preload
@@ -83,9 +81,9 @@ class Deploy:
     async def run(self) -> None:
         chance = self._chance
         self._start()
+        some = [Client(self, random.Random(chance.random())) for _ in range(chance.choice(CLIENTS))]
         clients = [
-            asyncio.create_task(Client(self, random.Random(chance.random())).run(), name=f"client {n}")
-            for n in range(chance.choice(CLIENTS))
+            asyncio.create_task(each.run(), name=f"client {n}") for n, each in enumerate(some)
         ]
         clients.append(asyncio.create_task(self._hand(), name="hand"))
         for _ in range(chance.randint(2, EVENTS_MAX)):
@@ -168,13 +166,17 @@ class Deploy:
         instance.storage.awake.set()
 
     async def _partition(self) -> None:
-        """What the process sends arrives late, or not before it has given up."""
+        """What the process sends is sent back, or arrives late, perhaps after it has given up."""
         instance = self._chance.choice(self._alive)
         self._world.tell(f"{instance.name} is cut off")
-        instance.storage.reachable.clear()
+        if self._chance.random() < 0.5:
+            instance.storage.reachable.clear()
+        else:
+            instance.weather.is_cut = True
         await self._pass()
         self._world.tell(f"{instance.name} is back")
         instance.storage.reachable.set()
+        instance.weather.is_cut = False
 
     async def _pass(self) -> None:
         """So long that the lease is in danger, or lost; perhaps another starts meanwhile."""
@@ -183,17 +185,17 @@ class Deploy:
         await asyncio.sleep(self._chance.choice((0.3, 0.95, 1.02, 1.1, 1.5, 2.5)) * self._lease_s)
 
     async def _hand(self) -> None:
-        """Somebody in psql changes what clients leave alone."""
+        """Somebody in psql changes what clients leave alone, and what they do not."""
         chance = random.Random(self._chance.random())
         number = 0
         while not self._is_over:
             await asyncio.sleep(chance.choice((0.1, 1.0, 4.0)))
             number += 1
-            item_id = f"{HAND}:{chance.randrange(3)}"
+            item_id = chance.choice((f"{HAND}:1", f"{HAND}:2", "a", "old:01"))
             text = None if chance.random() < 0.3 else b'{"hand":%d}' % number
             if text is not None or item_id in self._disk.items:
                 self._world.tell(f"by hand {item_id}: {text!r}")
-                self._disk.change_by_hand(item_id, text, self._world.now_us())
+                self._ledger.change_by_hand(item_id, text)
 
     # --- their lives
 
@@ -245,6 +247,7 @@ class Deploy:
             each.weather.clear()
             each.storage.awake.set()
             each.storage.reachable.set()
+            each.weather.is_cut = False
 
     async def _rest(self) -> None:
         """When all is quiet, one holds the lease, and all agree with the disk."""
@@ -300,7 +303,8 @@ class Client:
             if not awake:
                 continue
             instance = self._chance.choice(awake)
-            [call] = self._chance.choices((self._get, self._write, self._count, self._list), (6, 4, 3, 1))
+            calls = self._get, self._write, self._count, self._list
+            [call] = self._chance.choices(calls, (6, 4, 3, 1))
             try:
                 await call(instance)
             except Gone:

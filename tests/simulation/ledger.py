@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from itemstore.core.item import version_of
+from itemstore.core.item import pack, version_of
 from itemstore.core.queue import Change
 from itemstore.options import Durability
 from itemstore.storage import Claim, Standing
@@ -20,7 +20,8 @@ from itemstore.store import ItemStore
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
-HAND: Final = "hand"  # what the ids begin with that other hands change
+HAND: Final = "hand"  # what the ids begin with that only other hands change
+HAND_US: Final = 333
 
 
 @dataclass
@@ -65,11 +66,10 @@ class Ledger:
         """Every write this store accepts or refuses is noted."""
         apply, fence = store._apply, store.queue.fence
 
-        def listening_apply(
-            item_id: str, old: bytes | None, text: Any, level: Durability
-        ) -> Any:
+        def listening_apply(item_id: str, old: bytes | None, text: Any, level: Durability) -> Any:
             pending = store.queue.get(item_id)
-            base = version_of(old) if old is not None else pending and pending.version
+            known = old if old is not None else pending.entry if pending else None
+            base = None if known is None else version_of(known)
             accepted = apply(item_id, old, text, level)
             change = accepted.change
             self.world.tell(f"{name} accepts {change} on {base} at {level}")
@@ -88,10 +88,20 @@ class Ledger:
         store._apply = listening_apply  # type: ignore[method-assign]
         store.queue.fence = listening_fence  # type: ignore[method-assign]
 
-    def _listening_write(
-        self, changes: Sequence[Change], claim: Claim, now_us: int
-    ) -> Standing:
-        before = {each.id: (self.disk.version(each.id), each.id in self.disk.items) for each in changes}
+    def change_by_hand(self, item_id: str, text: bytes | None) -> None:
+        """Somebody in psql; no instance need know of it before it takes the change over."""
+        old = self.disk.items.get(item_id)
+        # Between two microseconds of the instances' clocks, as it were.
+        self.disk.change_by_hand(item_id, text, self.world.now_us() + HAND_US)
+        version = self.disk.version(item_id)
+        entry = self.disk.items.get(item_id, pack(version, version, b""))
+        change = Change(item_id, version, entry, deleted=text is None, now_s=0.0)
+        base = None if old is None else version_of(old)
+        self.writes[item_id][version] = Entry(change, base, HAND, has_landed=True)
+
+    def _listening_write(self, changes: Sequence[Change], claim: Claim, now_us: int) -> Standing:
+        disk = self.disk
+        before = {each.id: (disk.version(each.id), each.id in disk.items) for each in changes}
         standing = self._write(changes, claim, now_us)
         for change in changes:
             version, is_live = before[change.id]
@@ -105,7 +115,8 @@ class Ledger:
         entry.has_landed = True
         if before == self._committed.get(change.id):
             is_known = self._knows(change, before, is_live)
-            self.world.check(is_known, f"{change} on {entry.base} overtakes {before}, unknown to it")
+            about = f"{change} on {entry.base} overtakes {before}, unknown to it"
+            self.world.check(is_known, about)
         if is_held:
             self._committed[change.id] = change.version
 
@@ -175,7 +186,7 @@ class Ledger:
         """What this instance has in memory is what the disk has."""
         cache, items = store.cache, self.disk.items
         self.world.check(not len(store.queue), f"{name} has written everything")
-        wrong = {each: (e, items.get(each)) for each, e in cache.entries.items() if items.get(each) != e}
+        wrong = [each for each, entry in cache.entries.items() if items.get(each) != entry]
         self.world.check(not wrong, f"{name}, {store.lease.state}, has what the disk has: {wrong}")
         missing = items.keys() - cache.entries.keys() if cache.hydrated else set()
         self.world.check(not missing, f"{name}, {store.lease.state}, has all: {missing}")

@@ -70,6 +70,7 @@ class Weather:
         #: (from, to, kind), in seconds of the world.
         self._spells: list[tuple[float, float, str]] = []
         self.is_clear = length_s == 0
+        self.is_cut = False  #: nothing gets through, and it is known at once
         moment = start_s + chance.uniform(0, length_s / 3)
         while moment < start_s + length_s:
             end = moment + chance.choice(SPELLS_S)
@@ -87,6 +88,8 @@ class Weather:
         """What befalls a call of so many rows now, if anything."""
         if self._server is not None and self._server.is_down(now_s):
             return StorageDown("down")
+        if self.is_cut:
+            return StorageAway("cut off")
         if self.is_clear:
             return None
         kinds = {kind for start, end, kind in self._spells if start <= now_s < end}

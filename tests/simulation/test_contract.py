@@ -85,8 +85,9 @@ async def test_a_batch_is_committed_whole_or_not_at_all(tables: Tables, storage:
     """One refused row keeps the whole batch out, deletes and tombstones included."""
     await tables.refuse_poison()
     await write(storage, [upsert("a", NOW)])
+    batch = [delete("a", NOW + 1), upsert("b", NOW + 2), upsert("poison", NOW + 3)]
     with pytest.raises(StorageRefused):
-        await write(storage, [delete("a", NOW + 1), upsert("b", NOW + 2), upsert("poison", NOW + 3)])
+        await write(storage, batch)
     assert await items(storage) == [row(upsert("a", NOW))]
     assert await storage.purge(NOW + 100) == 0
     await write(storage, [delete("a", NOW + 1), upsert("b", NOW + 2)])

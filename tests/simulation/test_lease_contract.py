@@ -33,7 +33,9 @@ async def take(storage: Storage, holder: str = ME, *, gone: str | None = None, *
     return grant
 
 
-async def is_refused(storage: Storage, holder: str, gone: str | None = None, epoch: int = 0) -> bool:
+async def is_refused(
+    storage: Storage, holder: str, *, gone: str | None = None, epoch: int = 0
+) -> bool:
     before = await storage.lease()
     grant = await storage.acquire(claim(holder, epoch), "process", gone)
     if grant is None:
@@ -402,7 +404,7 @@ async def test_changes_come_in_order_with_deletions(storage: Storage, small_page
     for after in (0, NOW - 1, NOW, NOW + 4, NOW + 15):
         pages = await changed(storage, after)
         later = [state for state in expected if state.version > after]
-        assert sum(pages, []) == later
+        assert [state for page in pages for state in page] == later
         assert len(pages) == len(later) // small_pages + 1
     assert await storage.changes(NOW + 16) == ([], None)
 

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 START_US: Final = 1_750_000_000_000_000  # when every world begins, in µs since 1970
-TOLD_MAX: Final = 400  # lines of history that a failure shows
+TOLD_MAX: Final = 80  # lines of history that a failure shows
 TURNS_MAX: Final = 1_000_000  # of the loop; more are a world that goes round in circles
 
 

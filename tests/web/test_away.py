@@ -135,6 +135,7 @@ async def test_without_postgresql_an_item_that_is_not_cached_is_503(
     async with service_over(Postgres(dsn)) as service:
         await make(service.api, "kept")
     async with service_on_a_road(dsn, monkeypatch) as (service, road):
+        await service.until(lambda: service.store.cache.hydrated)
         monkeypatch.setattr(service.store.cache, "hydrated", False)
         service.store.cache.remove("kept")
         await road.cut()
