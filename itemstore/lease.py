@@ -40,8 +40,10 @@ from itemstore.storage import (
     Lease,
     Standing,
     Storage,
+    StorageBroken,
     StorageDown,
     StorageError,
+    as_failure,
 )
 from itemstore.tasks import end
 
@@ -274,8 +276,8 @@ class WriterLease:
             try:
                 await self._step()
                 interval_s = self._interval_s()
-            except StorageError as failure:
-                self._doubt(failure)
+            except Exception as error:
+                self._doubt(as_failure(error))
                 interval_s = RETRY_S
             self._tell_turn()
             with suppress(TimeoutError):
@@ -409,7 +411,8 @@ class WriterLease:
 
     def _doubt(self, failure: StorageError) -> None:
         """PostgreSQL could not be asked: what may go on meanwhile."""
-        self._log.debug("lease_unsure", reason=str(failure), kind=failure.kind)
+        tell = self._log.error if isinstance(failure, StorageBroken) else self._log.debug
+        tell("lease_unsure", reason=str(failure), kind=failure.kind)
         if not self.is_holder:
             return
         until = self._monotonic() + self._lease_s * GRACE_SHARE

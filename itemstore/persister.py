@@ -35,6 +35,7 @@ from itemstore.storage import (
     StorageError,
     StorageRefused,
     StorageSlow,
+    as_failure,
 )
 
 RETRY_MIN_S: Final = 0.05
@@ -162,7 +163,7 @@ class Persister:
             except StorageRefused:
                 raise
             except Exception as error:
-                await self._pause(_failure(error), attempt, part)
+                await self._pause(as_failure(error), attempt, part)
                 if isinstance(error, StorageSlow):
                     raise
                 attempt += 1
@@ -189,7 +190,7 @@ class Persister:
             try:
                 await self._reapply()
             except Exception as error:
-                await self._pause(_failure(error), attempt, [])
+                await self._pause(as_failure(error), attempt, [])
                 attempt += 1
             else:
                 self._note_answer(self._monotonic())
@@ -259,7 +260,7 @@ class Persister:
                     raise StorageBroken(f"more than {PARKED_MAX} items were refused: {refusal}")
                 await self._storage.quarantine(change, str(refusal))
             except Exception as error:
-                await self._pause(_failure(error), attempt, [change])
+                await self._pause(as_failure(error), attempt, [change])
                 attempt += 1
             else:
                 break
@@ -324,8 +325,3 @@ class Persister:
 
 
 _KINDS: Final = (StorageAway, StorageDown, StorageSlow, StorageRefused, StorageBroken)
-
-
-def _failure(error: Exception) -> StorageError:
-    """An error nobody foresaw must not end the only task that saves data: it halts it."""
-    return error if isinstance(error, StorageError) else StorageBroken(f"unexpected: {error!r}")

@@ -25,7 +25,14 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.cache import Cache
 from itemstore.core.item import version_of
 from itemstore.core.queue import WriteQueue
-from itemstore.storage import ForeignChange, Lease, State, Storage, StorageError
+from itemstore.storage import (
+    ForeignChange,
+    Lease,
+    State,
+    Storage,
+    StorageBroken,
+    as_failure,
+)
 
 POLL_INTERVAL_S: Final = 0.5
 RETRY_S: Final = 0.5
@@ -67,8 +74,11 @@ class Watcher:
                     await self._sleep(POLL_INTERVAL_S)
                 elif not await self.take_over():
                     await self._storage.await_foreign_changes(POLL_INTERVAL_S)
-            except StorageError as error:
-                self._log.debug("watch_failed", reason=str(error))  # the persister tells of outages
+            except Exception as error:
+                failure = as_failure(error)
+                # Of outages the persister tells.
+                tell = self._log.error if isinstance(failure, StorageBroken) else self._log.debug
+                tell("watch_failed", reason=str(failure))
                 await self._sleep(RETRY_S)
 
     def stand_by(self, since: int, notes_since_us: int) -> None:

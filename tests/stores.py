@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -187,8 +187,8 @@ def gates(store: ItemStore) -> Gated:
     return store._storage
 
 
-@pytest.fixture
-async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
+@asynccontextmanager
+async def stores_over(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
     """Stores over an empty database that look after the lease at short intervals."""
     monkeypatch.setattr(lease_module, "HEARTBEAT_SHARE", 0.005)  # of 10 s
     monkeypatch.setattr(lease_module, "RETRY_S", 0.02)

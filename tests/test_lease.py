@@ -13,8 +13,9 @@ import pytest
 from itemstore import lease as lease_module
 from itemstore.allocator import ID_BLOCK
 from itemstore.core.operation import Create, Get, Put
-from itemstore.errors import LeaseLost, NotHolder, Stopping
+from itemstore.errors import DatabaseUnavailable, LeaseLost, NotHolder, Stopping
 from itemstore.options import Preload
+from itemstore.storage import StorageSlow
 from itemstore.store import ItemStore, _now_us
 from tests.stores import (
     COMMIT,
@@ -36,15 +37,20 @@ from tests.stores import (
     hand_over,
     soon,
     start,
+    stores_over,
     take_away,
     until,
 )
 from tests.test_races import block_of, turns
 
-pytest_plugins = ["tests.stores"]
-
 HOLDER = "SELECT holder FROM writer_lease"
 ITEMS = "SELECT id, data::text FROM items ORDER BY id"
+
+
+@pytest.fixture
+async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
+    async with stores_over(dsn, monkeypatch) as made:
+        yield made
 
 
 @pytest.fixture(params=[FULL, LAZY], ids=["preload", "on demand"])
@@ -152,16 +158,15 @@ async def test_a_closed_holder_is_followed_by_the_standby(stores: Stores, preloa
     assert {"n": 1} == await get(second, "a")
 
 
-async def test_two_standbys_and_one_holder(stores: Stores) -> None:
-    """Of three stores one holds the lease, whoever asks; all see what it commits."""
+async def test_each_that_asks_has_the_lease_in_turn(stores: Stores) -> None:
+    """Of three stores one holds the lease; those that ask get it, and then it stays."""
     opened = [await stores.open(LAZY) for _ in range(3)]
-    for n in range(3):
-        for each in opened:
-            item = await soon(each.put("a", {"n": n, "by": each.lease.name}, durability=COMMIT))
-            assert [item] * 3 == [await soon(other.get("a")) for other in opened]
-            assert 1 == sum(other.lease.is_holder for other in opened)
-            break
-    assert 1 == sum(each.lease.is_holder for each in opened)
+    await until(lambda: [1, 1, 1] == [each.lease.taken for each in opened])
+    await until(lambda: any(each.lease.state == "holder" for each in opened))
+    [holder] = [each for each in opened if each.lease.is_holder]
+    item = await soon(holder.put("a", {}, durability=COMMIT))
+    assert [item] * 3 == [await soon(each.get("a")) for each in opened]
+    assert [0, 0, 0] == [each.lease.lost for each in opened]
 
 
 # --- writes on a standby
@@ -225,7 +230,6 @@ async def test_a_batch_that_loses_the_lease_is_refused_from_there_on(stores: Sto
     second = await stores.open(LAZY)
     await hand_over(first, second)
     first, second = second, first
-    first.options.__class__  # the holder's hold_s does not matter: a batch waits once
     ids = gates(first).hold("lease_ids", "after")
     running = start(first.batch([Put("a", {}), Create({}), Put("c", {})], durability=MEMORY))
     await ids.reached()  # 1
@@ -377,7 +381,7 @@ async def test_a_new_holder_knows_what_changed(
     await holder.delete("x", durability=COMMIT)
     stores.psql("""UPDATE items SET data = '{"by": "hand"}' WHERE id = 'c'""")
     stores.psql("""INSERT INTO items (id, data) VALUES ('e', '{"by": "hand"}')""")
-    await until(lambda: stores.psql("SELECT FROM foreign_changes WHERE taken_at IS NULL") == [])
+    await until(lambda: stores.psql("SELECT seq FROM foreign_changes WHERE taken_at IS NULL") == [])
     if is_following:
         await followed(standby)
     await soon(holder.close())
@@ -420,10 +424,13 @@ async def test_a_new_holder_knows_of_a_truncate(
     stores.psql("TRUNCATE items")
     await holder.put("new", {}, durability=COMMIT)
     if is_taken_over:
-        await until(lambda: stores.psql("SELECT FROM foreign_changes WHERE taken_at IS NULL") == [])
-    await soon(holder.close()) if is_taken_over else await take_away(stores, holder, standby)
-    gates(standby).open_all()
-    await until(lambda: standby.lease.is_holder)
+        await until(lambda: stores.psql("SELECT seq FROM foreign_changes WHERE taken_at IS NULL") == [])
+        await soon(holder.close())
+        gates(standby).open_all()
+        await until(lambda: standby.lease.is_holder)
+    else:
+        gates(standby).open_all()
+        await take_away(stores, holder, standby)
     assert [None, None, None] == await read_all(standby, "abc")
     assert {} == await get(standby, "new")
 
@@ -572,16 +579,18 @@ async def test_an_acknowledged_write_survives_the_loss(
     """What was acknowledged at memory is written after the loss, and the new holder sees it."""
     former, holder = losing
     assert {"n": 0} == await get(holder, "a")
-    write = gates(former).hold("write")
+    write, watch = gates(former).hold("write"), gates(former).hold("foreign_changes")
     await former.put("a", {"n": 1}, durability=MEMORY)
     await former.create({"n": 1}, item_id="new", durability=MEMORY)
     await write.reached()
+    await watch.reached()
     await take_away(stores, former, holder)
     assert {"n": 0} == await get(holder, "a")
-    gates(former).open_all()
+    gates(former).join()
+    write.open()
     await until(lambda: not len(former.queue))
     assert [("a", '{"n":1}'), ("new", '{"n":1}')] == stores.psql(ITEMS)
-    await until(lambda: stores.psql("SELECT FROM foreign_changes WHERE taken_at IS NULL") == [])
+    await until(lambda: stores.psql("SELECT seq FROM foreign_changes WHERE taken_at IS NULL") == [])
     assert [{"n": 1}] * 2 == [await get(holder, item_id) for item_id in ("a", "new")]
     assert 0 == former.queue.fenced
 
@@ -745,6 +754,38 @@ async def test_a_frozen_holder_that_wakes_while_postgresql_is_down_accepts_nothi
         await soon(frozen.put("a", {"n": 1}, durability=MEMORY))  # 2
 
 
+@pytest.mark.xfail(
+    strict=True, reason="who has lost the lease unawares marks notes as taken that it has no use of"
+)
+async def test_a_former_holder_takes_no_change_from_the_new_one(stores: Stores) -> None:
+    """What other hands change is seen by the holder, though a former one does not know of it yet.
+
+    1. the holder is frozen; its lease ends, and another store takes it
+    2. a row is changed by hand; the new holder has not looked for such changes yet
+    3. the former holder wakes and looks for them
+    4. the new holder looks
+    """
+    time = Time()
+    frozen = await stores.open(LAZY, monotonic=time)
+    await frozen.put("a", {"by": "store"}, durability=COMMIT)
+    watch = gates(frozen).hold("foreign_changes")
+    await watch.reached()
+    stores.psql(EXPIRE)
+    other = await stores.open(LAZY)
+    await until(lambda: other.lease.is_holder)
+    assert {"by": "store"} == await get(other, "a")
+    look = gates(other).hold("foreign_changes")
+    await look.reached()  # 1
+    stores.psql("""UPDATE items SET data = '{"by": "hand"}' WHERE id = 'a'""")  # 2
+    looked = gates(frozen).counts["foreign_changes"]
+    watch.open()
+    await until(lambda: gates(frozen).counts["foreign_changes"] > looked)  # 3
+    looked = gates(other).counts["foreign_changes"]
+    look.open()
+    await until(lambda: gates(other).counts["foreign_changes"] > looked + 1)  # 4
+    assert {"by": "hand"} == await get(other, "a")
+
+
 async def test_the_heartbeat_keeps_the_lease(stores: Stores) -> None:
     """With nothing to write the holder's heartbeats put the end of its lease off."""
     time = Time()
@@ -860,26 +901,41 @@ async def test_while_postgresql_is_down_reads_and_memory_writes_go_on(
     assert ("holder", 0) == (store.lease.state, store.lease.lost)
 
 
-async def test_while_postgresql_is_silent_reads_go_on_and_writes_do_not(
-    road: Road, on_road: Callable[..., Any], stores: Stores
-) -> None:
+async def test_while_postgresql_is_silent_reads_go_on_and_writes_do_not(stores: Stores) -> None:
     """From a server that does not answer another may have the lease: reads go on, writes do not."""
+    time = Time()
+    store = await stores.open(LAZY, monotonic=time, hold_s=0.05)
+    await store.put("a", {"n": 0}, durability=COMMIT)
+    gates(store).cut_off(StorageSlow("canceling statement due to timeout"))
+    time.now_s += 1.0
+    await soon(store.put("a", {"n": 1}, durability=MEMORY))  # the lease's time is not over
+    for _ in range(5):
+        time.now_s += 9.0
+        assert {"n": 1} == await get(store, "a")
+        for level in (MEMORY, COMMIT):
+            with pytest.raises((NotHolder, DatabaseUnavailable)):
+                await soon(store.put("a", {"n": 2}, durability=level))
+    assert {"n": 1} == await get(store, "a")
+    gates(store).join()
+    await until(lambda: stores.psql(ITEMS) == [("a", '{"n":1}')])
+    await until(lambda: store.lease.may_accept())
+    assert {"n": 3} == (await soon(store.put("a", {"n": 3}, durability=MEMORY))).data
+
+
+@pytest.mark.xfail(
+    strict=True, reason="a heartbeat that timed out waits 5 s more for psycopg's own cancellation"
+)
+async def test_a_silent_server_keeps_no_reader_waiting(
+    road: Road, on_road: Callable[..., Any]
+) -> None:
+    """A heartbeat to a server that does not answer ends within the share of the lease's time."""
     time = Time()
     store = await on_road(monotonic=time, lease_s=0.5)
     await store.put("a", {"n": 0}, durability=COMMIT)
     road.silence()
-    time.now_s += 0.1
-    await soon(store.put("b", {}, durability=MEMORY))  # the lease's time is not over
-    for _ in range(3):
-        time.now_s += 0.5
+    time.now_s += 1_000.0
+    async with asyncio.timeout(4.0):  # it is to take 0.2 s
         assert {"n": 0} == await get(store, "a")
-        with pytest.raises(NotHolder):
-            await soon(store.put("a", {"n": 1}, durability=MEMORY))
-    assert {"n": 0} == await get(store, "a")
-    await road.cut()
-    await road.open()
-    await until(lambda: stores.psql(ITEMS) == [("a", '{"n":0}'), ("b", "{}")])
-    assert {"n": 1} == (await soon(store.put("a", {"n": 1}, durability=MEMORY))).data
 
 
 # --- generated ids
@@ -894,7 +950,8 @@ async def test_generated_ids_never_meet_ids_chosen_under_another_holder(stores: 
         await first.create({})
     second = await stores.open(LAZY, durability=MEMORY)
     await hand_over(first, second)
-    chosen = [i for i in dict.fromkeys(block) if await get(second, i) is None][:50]
+    there = set(stores.psql("SELECT id FROM items"))
+    chosen = [item_id for item_id in dict.fromkeys(block) if item_id not in there][:50]
     for item_id in chosen:
         await second.put(item_id, {"by": "hand"})
     await soon(second.close())

@@ -59,6 +59,11 @@ class StorageBroken(StorageError):
     kind = "broken"
 
 
+def as_failure(error: Exception) -> StorageError:
+    """An error nobody foresaw must not end a task that nothing replaces."""
+    return error if isinstance(error, StorageError) else StorageBroken(f"unexpected: {error!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Parked:
     """A change in quarantine: accepted, but PostgreSQL refused it."""

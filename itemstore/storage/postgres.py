@@ -89,6 +89,7 @@ class Postgres:
         await self._install()
         [(newest,)] = await self._writer.run(statements.NEWEST_VERSION)
         [(items, size)] = await self._writer.run(statements.ESTIMATE)
+        await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(store_id, purged_before)] = await self._writer.run(statements.IDENTITY)
         await self._pool.open(wait=False)
         return Found(
@@ -161,13 +162,12 @@ class Postgres:
 
     async def changes(self, after_version: int) -> tuple[list[State], int | None]:
         parameters = {"after": after_version, "limit": CHANGES_PAGE}
-        rows = await self._lessee.run(statements.CHANGES, parameters, binary=True)
+        rows = await self._read(statements.CHANGES, parameters)
         following = rows[-1][2] if len(rows) >= CHANGES_PAGE else None
         return [State(*row) for row in rows], following
 
     async def parked(self) -> tuple[Parked, ...]:
-        await self._lessee.run(statements.RELEASE_OVERTAKEN)
-        return tuple(_parked(*row) for row in await self._lessee.run(statements.PARKED))
+        return tuple(_parked(*row) for row in await self._read(statements.PARKED, {}))
 
     async def quarantine(self, change: Change, reason: str) -> None:
         await self._writer.run(

@@ -147,7 +147,10 @@ DELETE FROM quarantine q
 PARKED: Final = """
 SELECT id, version, data, (extract(epoch FROM created_at) * 1000000)::bigint,
        error, (extract(epoch FROM at) * 1000000)::bigint
-  FROM quarantine ORDER BY version
+  FROM quarantine q
+ WHERE NOT EXISTS (SELECT FROM items i WHERE i.id = q.id AND i.version > q.version)
+   AND NOT EXISTS (SELECT FROM tombstones t WHERE t.id = q.id AND t.version > q.version)
+ ORDER BY version
 """
 
 PURGE: Final = """

@@ -34,7 +34,7 @@ T = TypeVar("T")
 INSTANCES_MAX: Final = 3  # at once
 EVENTS_MAX: Final = 6
 CLIENTS: Final = (2, 3, 5)
-RECOVERY_S: Final = 40.0  # more than any lease, and than what is away for a while
+RECOVERY_S: Final = 25.0  # more than any lease, and than what is away for a while
 SKEWS_S: Final = (0.0, 0.0, -3.0, -0.2, 0.2, 3.0)
 PAUSES_S: Final = (0.0, 0.001, 0.01, 0.05, 0.3)
 EVENT_PAUSES_S: Final = (0.0, 0.01, 0.3, 1.0, 3.0)
@@ -234,7 +234,9 @@ class Deploy:
         accepting = [
             each.name
             for each in self._alive
-            if each.storage.awake.is_set() and each.store.lease.may_accept()
+            if each.storage.awake.is_set()
+            and each.store.is_ready
+            and each.store.lease.may_accept()
         ]
         self._world.check(len(accepting) <= 1, f"one accepts writes at a time: {accepting}")
 

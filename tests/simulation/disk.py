@@ -92,17 +92,24 @@ class Disk:
         for item_id in ids:
             self.quarantine.pop(item_id, None)
 
-    def parked(self) -> tuple[Parked, ...]:
-        """Forgets what a newer write has overtaken, and copies the rest."""
+    def release_overtaken(self) -> None:
+        """What a crash kept from being released."""
         for change in list(self.quarantine.values()):
-            if self.version(change.id) > change.version:
+            if self._is_overtaken(change):
                 del self.quarantine[change.id]
+
+    def _is_overtaken(self, change: Change) -> bool:
+        return self.version(change.id) > change.version
+
+    def parked(self) -> tuple[Parked, ...]:
+        """Copies of all but what a newer write has overtaken."""
+        parked = [each for each in self.quarantine.values() if not self._is_overtaken(each)]
         return tuple(
             Parked(
                 Change(change.id, change.version, change.entry, deleted=change.deleted, now_s=0.0),
                 *self._reasons[change.id],
             )
-            for change in sorted(self.quarantine.values(), key=lambda change: change.version)
+            for change in sorted(parked, key=lambda change: change.version)
         )
 
     def purge(self, before: int, now_us: int) -> int:

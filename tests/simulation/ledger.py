@@ -113,6 +113,8 @@ class Ledger:
     def _land(self, change: Change, before: int, is_live: bool, *, is_held: bool) -> None:
         entry = self.writes[change.id][change.version]
         entry.has_landed = True
+        is_due = is_held or change.is_acked
+        self.world.check(is_due, f"what nobody was told of needs the lease: {change}")
         if before == self._committed.get(change.id):
             is_known = self._knows(change, before, is_live)
             about = f"{change} on {entry.base} overtakes {before}, unknown to it"

@@ -150,6 +150,7 @@ class FlakyStorage:
         if failure := self._weather.failure(self._now_s(), 1):
             raise StorageAway(str(failure))
         self._is_open = True
+        self.disk.release_overtaken()
         return Found(
             store_id=STORE_ID,
             newest_version=max(self.disk.newest_version(), self._now_us()),

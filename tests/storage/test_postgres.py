@@ -38,7 +38,7 @@ from tests.conftest import MAJORS_WANTED, make_database
 from tests.sql import EMPTY, Holder, query, tables
 from tests.walking import items, walk
 
-Another = Callable[[str], Postgres]
+Another = Callable[[str], Holder]
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NOW_US = 1_763_769_600_000_001
@@ -73,7 +73,7 @@ def database(request: pytest.FixtureRequest, server: Callable[[int], str]) -> st
 
 
 @pytest.fixture
-async def db(database: str) -> AsyncIterator[Postgres]:
+async def db(database: str) -> AsyncIterator[Holder]:
     """The storage over it, open, and its tables empty."""
     storage = Holder(database)
     await storage.open()
@@ -87,7 +87,7 @@ async def another() -> AsyncIterator[Another]:
     """Makes further storages, not yet open; closes them in the end."""
     async with AsyncExitStack() as stack:
 
-        def make(dsn: str) -> Postgres:
+        def make(dsn: str) -> Holder:
             storage = Holder(dsn)
             stack.push_async_callback(storage.close)
             return storage
@@ -96,7 +96,7 @@ async def another() -> AsyncIterator[Another]:
 
 
 @pytest.fixture
-async def own_db(each_dsn: str) -> AsyncIterator[Postgres]:
+async def own_db(each_dsn: str) -> AsyncIterator[Holder]:
     """The storage over a database of the test's own, open."""
     storage = Holder(each_dsn)
     await storage.open()
@@ -107,13 +107,13 @@ async def own_db(each_dsn: str) -> AsyncIterator[Postgres]:
 # --- write: idempotent, guarded by version
 
 
-async def test_what_is_written_is_there(db: Postgres, database: str) -> None:
+async def test_what_is_written_is_there(db: Holder, database: str) -> None:
     """A batch of upserts and deletes is applied as a whole."""
     await db.write([upsert("a", 1, b'{"n":1}'), delete("b", 2), upsert("c", 3)])
     assert tables(database) == ([("a", 1, '{"n":1}'), ("c", 3, "{}")], [("b", 2)])
 
 
-async def test_the_newest_version_wins(db: Postgres, database: str) -> None:
+async def test_the_newest_version_wins(db: Holder, database: str) -> None:
     """In whatever order an item's writes arrive, and however often, the newest of them stays.
 
     Every order, with repetitions, of three versions, each an upsert or a delete: one id for each.
@@ -135,7 +135,7 @@ async def test_the_newest_version_wins(db: Postgres, database: str) -> None:
         assert tables(database) == (live, dead)  # 4
 
 
-async def test_repeating_a_batch_changes_nothing(db: Postgres, database: str) -> None:
+async def test_repeating_a_batch_changes_nothing(db: Holder, database: str) -> None:
     """A batch that was applied already, or that newer ones have overtaken, has no effect."""
     batch = [upsert("a", 1), delete("b", 2), upsert("c", 3), delete("d", 4)]
     await db.write([upsert(item_id, 0) for item_id in "abd"])
@@ -149,7 +149,7 @@ async def test_repeating_a_batch_changes_nothing(db: Postgres, database: str) ->
     assert tables(database) == newer  # 4
 
 
-async def test_times_are_exact_to_the_microsecond(db: Postgres, database: str) -> None:
+async def test_times_are_exact_to_the_microsecond(db: Holder, database: str) -> None:
     """created_at and updated_at are the entry's creation time and the version, unrounded."""
     times = [0, 1, 999_999, NOW_US, NOW_US + 1, 2_147_483_647_999_999, 2**53 - 1]
     for number, us in enumerate(times):
@@ -161,7 +161,7 @@ async def test_times_are_exact_to_the_microsecond(db: Postgres, database: str) -
     assert query(database, "SELECT deleted_at FROM tombstones ORDER BY id") == moments
 
 
-async def test_the_creation_time_is_the_writes(db: Postgres, database: str) -> None:
+async def test_the_creation_time_is_the_writes(db: Holder, database: str) -> None:
     """An update carries the creation time along; an item that is created again gets a new one."""
     created_us = "SELECT (extract(epoch FROM created_at) * 1000000)::bigint FROM items"
     await db.write([upsert("a", 10)])
@@ -177,7 +177,7 @@ async def test_the_creation_time_is_the_writes(db: Postgres, database: str) -> N
 # --- load and page
 
 
-async def test_load_brings_those_that_exist(db: Postgres) -> None:
+async def test_load_brings_those_that_exist(db: Holder) -> None:
     """Of the ids asked for those that exist come back packed, each once, byte for byte."""
     kept = [upsert("a", 5, b'{"b": 1,  "a":[1.50,1e2]}', created_us=3), upsert("\U0010ffff", 6)]
     await db.write([*kept, upsert("not asked for", 7), delete("deleted", 8)])
@@ -186,7 +186,7 @@ async def test_load_brings_those_that_exist(db: Postgres) -> None:
     assert await db.load([]) == []
 
 
-async def test_a_walk_brings_all_items(db: Postgres) -> None:
+async def test_a_walk_brings_all_items(db: Holder) -> None:
     """Following the positions brings every item, byte for byte."""
     ids = ["", "A", "Z", "a", "aa", "a\u00e9", "b", "z", "\u00e9", "\ud7ff", "\ue000", "\uffff"]
     ids = [*ids[1:], "\U00010000", "\U0010ffff"]
@@ -196,7 +196,7 @@ async def test_a_walk_brings_all_items(db: Postgres) -> None:
     assert sorted(ids, key=str.encode) == ids
 
 
-async def many(db: Postgres, count: int) -> None:
+async def many(db: Holder, count: int) -> None:
     """Items of 2 KB, ten seconds apart: a few make a block, and all of them several pages."""
     filler = b'{"x":"%s"}' % (b"x" * 2_000)
     for start in range(0, count, 500):
@@ -205,7 +205,7 @@ async def many(db: Postgres, count: int) -> None:
         )
 
 
-async def test_a_walk_has_pages(db: Postgres, database: str) -> None:
+async def test_a_walk_has_pages(db: Holder, database: str) -> None:
     """A table of many blocks comes in several pages: each item once, then what is not settled."""
     await many(db, 4_000)
     pages = 0
@@ -219,7 +219,7 @@ async def test_a_walk_has_pages(db: Postgres, database: str) -> None:
     assert (len(await walk(db)), len(await items(db))) == (4_000, 4_000)
 
 
-async def test_a_walk_brings_what_moved(db: Postgres, database: str) -> None:
+async def test_a_walk_brings_what_moved(db: Holder, database: str) -> None:
     """Rows moved behind the walk by another instance's writes, and new ones, are brought too."""
     await many(db, 1_000)
     rows, position = await db.page(0)
@@ -234,7 +234,7 @@ async def test_a_walk_brings_what_moved(db: Postgres, database: str) -> None:
     assert [newest[change.id] for change in moved] == [change.entry for change in moved]
 
 
-async def test_a_walk_brings_items_that_share_a_version(db: Postgres) -> None:
+async def test_a_walk_brings_items_that_share_a_version(db: Holder) -> None:
     """More new items of one version than fit on a page are all brought."""
     await many(db, 500)
     rows, position = await db.page(0)
@@ -246,7 +246,7 @@ async def test_a_walk_brings_items_that_share_a_version(db: Postgres) -> None:
     assert len(dict(rows)) == 2_000
 
 
-async def test_a_lost_walk_goes_on_where_it_was(db: Postgres, database: str) -> None:
+async def test_a_lost_walk_goes_on_where_it_was(db: Holder, database: str) -> None:
     """A page that failed can be asked for again, and the walk still brings everything."""
     await many(db, 1_000)
     rows, position = await db.page(0)
@@ -260,7 +260,7 @@ async def test_a_lost_walk_goes_on_where_it_was(db: Postgres, database: str) -> 
     assert len(dict(rows)) == 1_000
 
 
-async def test_a_walk_begins_again_in_a_new_file(db: Postgres, database: str) -> None:
+async def test_a_walk_begins_again_in_a_new_file(db: Holder, database: str) -> None:
     """A table rewritten during the walk is walked through again from the beginning."""
     await many(db, 1_000)
     rows, position = await db.page(0)
@@ -301,7 +301,7 @@ TIED = [
 
 @pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 @pytest.mark.parametrize("order", LIST_ORDERS)
-async def test_lists_walk_in_their_order(db: Postgres, order: str, descending: bool) -> None:
+async def test_lists_walk_in_their_order(db: Holder, order: str, descending: bool) -> None:
     """Each order, in both directions, by pages of any size, shows each item once, ties included."""
     await db.write(TIED)
     expected = [row(change) for change in by_order(TIED, order, descending=descending)]
@@ -322,7 +322,7 @@ async def test_lists_walk_in_their_order(db: Postgres, order: str, descending: b
 
 @pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 @pytest.mark.parametrize("order", LIST_ORDERS)
-async def test_a_walk_is_not_moved_by_others(db: Postgres, order: str, descending: bool) -> None:
+async def test_a_walk_is_not_moved_by_others(db: Holder, order: str, descending: bool) -> None:
     """What is inserted or deleted before the page's end, the end itself too, moves no item."""
     await db.write(TIED)
     expected = by_order(TIED, order, descending=descending)
@@ -369,7 +369,7 @@ PREFIXES = [
 ]
 
 
-async def test_a_prefix_selects_what_begins_with_it(db: Postgres) -> None:
+async def test_a_prefix_selects_what_begins_with_it(db: Holder) -> None:
     """A prefix of any characters selects exactly the ids that begin with it, and counts them."""
     await db.write([upsert(item_id, NOW_US) for item_id in PREFIXED])
     for prefix in PREFIXES:
@@ -407,7 +407,7 @@ def test_a_prefix_ends_before_the_next_code_point(prefix: str, end: str | None) 
             assert prefix.encode() <= (prefix + longer).encode() < end.encode()
 
 
-async def test_a_count_is_of_all_that_match(db: Postgres) -> None:
+async def test_a_count_is_of_all_that_match(db: Holder) -> None:
     """The count knows the prefix, but neither the limit nor where the page begins."""
     await db.write([upsert(f"a{n}", n) for n in range(7)] + [upsert("b", 8)])
     rows, count = await db.select(
@@ -418,7 +418,7 @@ async def test_a_count_is_of_all_that_match(db: Postgres) -> None:
 
 @pytest.mark.parametrize("descending", [False, True], ids=["up", "down"])
 async def test_a_page_ends_with_the_item_that_passes_its_bytes(
-    db: Postgres, descending: bool
+    db: Holder, descending: bool
 ) -> None:
     """A page has items until their entries reach its bytes, one at least, however large it is."""
     changes = [upsert(str(n), n, b'{"n":"%b"}' % (b"x" * 100 * n)) for n in range(1, 6)]
@@ -440,7 +440,7 @@ async def test_a_page_ends_with_the_item_that_passes_its_bytes(
 # --- ids
 
 
-async def test_leased_blocks_never_overlap(db: Postgres, database: str, another: Another) -> None:
+async def test_leased_blocks_never_overlap(db: Holder, database: str, another: Another) -> None:
     """Leases of two instances, many at once, give each number to one of them, under one key."""
     other = another(database)
     await other.open()
@@ -452,7 +452,7 @@ async def test_leased_blocks_never_overlap(db: Postgres, database: str, another:
     assert all(not existing for _, existing in leases)
 
 
-async def test_a_lease_tells_which_ids_exist(db: Postgres) -> None:
+async def test_a_lease_tells_which_ids_exist(db: Holder) -> None:
     """Ids of the block that clients chose before are told, so that they are not generated."""
     block, _ = await db.lease_ids(3)
     following = [scramble(number, block.key) for number in range(3, 8)]
@@ -465,7 +465,7 @@ async def test_a_lease_tells_which_ids_exist(db: Postgres) -> None:
 # --- purge
 
 
-async def test_old_tombstones_are_purged_in_portions(db: Postgres, database: str) -> None:
+async def test_old_tombstones_are_purged_in_portions(db: Holder, database: str) -> None:
     """Only tombstones below the version go, up to 1,000 a call, the oldest first; items stay."""
     await db.write([delete(f"t{n}", n) for n in range(1, 1_601)] + [upsert("a", 1)])
     assert await db.purge(1) == 0
@@ -486,7 +486,7 @@ def parked(found: Found) -> list[tuple[str, int, bytes | None, int]]:
 
 
 async def test_what_is_quarantined_is_found_at_the_next_start(
-    db: Postgres, database: str, another: Another
+    db: Holder, database: str, another: Another
 ) -> None:
     """Refused upserts and deletes, JSON or not, are found again as they were accepted."""
     kept = [
@@ -505,20 +505,20 @@ async def test_what_is_quarantined_is_found_at_the_next_start(
     assert reasons == ["because a", "because b", "because c"]
 
 
-async def test_of_an_item_the_newest_refusal_is_kept(db: Postgres, database: str) -> None:
+async def test_of_an_item_the_newest_refusal_is_kept(db: Holder, database: str) -> None:
     """A newer refusal replaces the older one, never the other way round."""
     for version in (2, 2, 3, 1, 3):
         await db.quarantine(upsert("a", version), "no")
     assert query(database, "SELECT version FROM quarantine") == [3]
 
 
-async def test_bytes_that_are_no_text_can_be_quarantined(db: Postgres, database: str) -> None:
+async def test_bytes_that_are_no_text_can_be_quarantined(db: Holder, database: str) -> None:
     """Data that is no UTF-8 is kept as nearly as text can hold it."""
     await db.quarantine(upsert("a", 1, b'{"a":"\xff"}'), "no")
     assert query(database, "SELECT data FROM quarantine") == ['{"a":"\ufffd"}']
 
 
-async def test_released_changes_are_forgotten(db: Postgres, database: str) -> None:
+async def test_released_changes_are_forgotten(db: Holder, database: str) -> None:
     """What a newer commit replaced leaves the quarantine; the rest stays."""
     for item_id in ("a", "b", "c"):
         await db.quarantine(upsert(item_id, 1), "no")
@@ -527,7 +527,7 @@ async def test_released_changes_are_forgotten(db: Postgres, database: str) -> No
 
 
 async def test_an_overtaken_refusal_is_not_found(
-    db: Postgres, database: str, another: Another
+    db: Holder, database: str, another: Another
 ) -> None:
     """A newer item or tombstone in the tables outdates what is in quarantine, an older one not."""
     for item_id in ("newer item", "newer tombstone", "older item", "older tombstone"):
@@ -542,7 +542,7 @@ async def test_an_overtaken_refusal_is_not_found(
 # --- changes by other hands
 
 
-async def test_the_stores_own_writes_are_not_foreign(db: Postgres) -> None:
+async def test_the_stores_own_writes_are_not_foreign(db: Holder) -> None:
     """Creating, replacing, deleting, reviving, repeating and being too late leave no note."""
     batches = [
         [upsert("a", 1), upsert("b", 2), delete("never there", 3)],
@@ -556,11 +556,11 @@ async def test_the_stores_own_writes_are_not_foreign(db: Postgres) -> None:
     assert await db.foreign_changes() == []
 
 
-async def noted(db: Postgres) -> list[tuple[str, int]]:
+async def noted(db: Holder) -> list[tuple[str, int]]:
     return [(change.id, change.version) for change in await db.foreign_changes()]
 
 
-async def test_a_row_inserted_by_hand_is_noted(db: Postgres, database: str) -> None:
+async def test_a_row_inserted_by_hand_is_noted(db: Holder, database: str) -> None:
     """A row that comes without a version gets one, and its times; the store is told of it."""
     await db.write([delete("a", 2**52)])
     [before_us] = query(database, NOW)
@@ -588,7 +588,7 @@ async def test_a_row_inserted_by_hand_is_noted(db: Postgres, database: str) -> N
     ids=ascii,
 )
 async def test_a_row_that_could_not_be_answered_is_refused(
-    db: Postgres, database: str, item_id: str, created_at: str
+    db: Holder, database: str, item_id: str, created_at: str
 ) -> None:
     """Another hand cannot insert an id that no URL carries, nor a time that JSON has no form for.
 
@@ -600,7 +600,7 @@ async def test_a_row_that_could_not_be_answered_is_refused(
     assert await db.foreign_changes() == []
 
 
-async def test_a_row_by_hand_may_be_as_odd_as_a_clients(db: Postgres, database: str) -> None:
+async def test_a_row_by_hand_may_be_as_odd_as_a_clients(db: Holder, database: str) -> None:
     """Whatever id a client may choose, and any time of the years 1 to 9999, can be inserted."""
     insert = "INSERT INTO items (id, data, created_at) VALUES (%s, '{}', %s::timestamptz)"
     ids = ["x" * 512, "\U0010ffff" * 128, "...", "a/b c", "\u00a0", "\u2028", "\ufeff", "'\"\\"]
@@ -611,7 +611,7 @@ async def test_a_row_by_hand_may_be_as_odd_as_a_clients(db: Postgres, database: 
     assert len(await noted(db)) == len(ids) + 3
 
 
-async def test_a_row_updated_by_hand_is_noted(db: Postgres, database: str) -> None:
+async def test_a_row_updated_by_hand_is_noted(db: Holder, database: str) -> None:
     """An update that leaves the version alone gets a newer one; the creation time stays."""
     await db.write([upsert("a", 7, created_us=5), upsert("b", 2**52, created_us=6)])
     [before_us] = query(database, NOW)
@@ -628,7 +628,7 @@ async def test_a_row_updated_by_hand_is_noted(db: Postgres, database: str) -> No
     assert updated == [EPOCH + timedelta(microseconds=versions[item_id]) for item_id in "ab"]
 
 
-async def test_a_row_renamed_by_hand_is_a_delete_and_an_insert(db: Postgres, database: str) -> None:
+async def test_a_row_renamed_by_hand_is_a_delete_and_an_insert(db: Holder, database: str) -> None:
     """A row that gets another id is gone under the old one, and no late write brings it back."""
     await db.write([upsert("old", 7)])
     query(database, "UPDATE items SET id = 'new'")
@@ -638,7 +638,7 @@ async def test_a_row_renamed_by_hand_is_a_delete_and_an_insert(db: Postgres, dat
     assert tables(database) == ([("new", versions["new"], "{}")], [("old", versions["old"])])
 
 
-async def test_a_row_deleted_by_hand_is_noted(db: Postgres, database: str) -> None:
+async def test_a_row_deleted_by_hand_is_noted(db: Holder, database: str) -> None:
     """A delete without the store leaves a newer tombstone: no late write revives the item."""
     await db.write([upsert("a", 7), upsert("b", 2**52), upsert("c", 9)])
     query(database, "DELETE FROM items WHERE id < 'c'")
@@ -651,14 +651,14 @@ async def test_a_row_deleted_by_hand_is_noted(db: Postgres, database: str) -> No
     assert sorted(states) == [*((i, None, v) for i, v in sorted(versions.items())), ("d", None, 0)]
 
 
-async def test_a_truncate_by_hand_is_noted(db: Postgres, database: str) -> None:
+async def test_a_truncate_by_hand_is_noted(db: Holder, database: str) -> None:
     """A TRUNCATE is one note without an id, with a version above that of every item."""
     await db.write([upsert("a", 7), upsert("b", 2**52)])
     query(database, "TRUNCATE items")
     assert await noted(db) == [("", 2**52 + 1)]
 
 
-async def test_notes_are_kept_until_forgotten(db: Postgres, database: str) -> None:
+async def test_notes_are_kept_until_forgotten(db: Holder, database: str) -> None:
     """Notes come oldest first, each until it was taken over; others stay."""
     for item_id in "abc":
         query(database, "INSERT INTO items (id, data) VALUES (%s, '{}')", item_id)
@@ -668,7 +668,7 @@ async def test_notes_are_kept_until_forgotten(db: Postgres, database: str) -> No
     assert await db.foreign_changes() == [second]
 
 
-async def test_who_waits_for_foreign_changes_is_woken(db: Postgres, database: str) -> None:
+async def test_who_waits_for_foreign_changes_is_woken(db: Holder, database: str) -> None:
     """The wait ends when another hand changes a row; without one, when the time is up."""
     await db.foreign_changes()  # connects, and so listens
     await db.await_foreign_changes(0.001)
@@ -679,7 +679,7 @@ async def test_who_waits_for_foreign_changes_is_woken(db: Postgres, database: st
     assert [item_id for item_id, _ in await noted(db)] == ["a"]
 
 
-async def test_a_lost_listener_comes_back(db: Postgres, database: str) -> None:
+async def test_a_lost_listener_comes_back(db: Holder, database: str) -> None:
     """Who listens on a connection that the server ended is told so, and can listen again."""
     await db.foreign_changes()
     waiting = asyncio.create_task(db.await_foreign_changes(3_600))
@@ -705,7 +705,7 @@ async def test_an_empty_database_is_set_up(each_dsn: str, another: Another) -> N
 
 @pytest.mark.parametrize("kind", ["item", "tombstone", "quarantine"])
 async def test_the_clock_starts_above_all_versions(
-    db: Postgres, database: str, kind: str, another: Another
+    db: Holder, database: str, kind: str, another: Another
 ) -> None:
     """No version in any table, ahead of the server's clock or not, can be given out again."""
     future = 2**53 - 1
@@ -717,7 +717,7 @@ async def test_the_clock_starts_above_all_versions(
     assert (await other.open()).newest_version == future
 
 
-async def test_the_schema_can_be_applied_again(own_db: Postgres, each_dsn: str) -> None:
+async def test_the_schema_can_be_applied_again(own_db: Holder, each_dsn: str) -> None:
     """schema.sql run twice changes nothing: not the items, not the ids' counter and key."""
     await own_db.write([upsert("a", 1), delete("b", 2)])
     await own_db.lease_ids(10)
@@ -737,7 +737,7 @@ async def test_many_instances_can_open_at_once(each_dsn: str, another: Another) 
 
 
 async def test_the_estimate_follows_the_statistics(
-    db: Postgres, database: str, another: Another
+    db: Holder, database: str, another: Another
 ) -> None:
     """Once analyzed, the number of items is the planner's; before, it comes from the size."""
     await db.write([upsert(f"i{n}", n, b'{"pad":"%b"}' % (b"x" * 250)) for n in range(1, 301)])
@@ -750,7 +750,7 @@ async def test_the_estimate_follows_the_statistics(
 
 
 async def test_a_role_without_ddl_rights_can_use_the_schema(
-    own_db: Postgres, each_dsn: str, another: Another
+    own_db: Holder, each_dsn: str, another: Another
 ) -> None:
     """A role that may only read and write rows opens and uses a database that is set up."""
     role = make_role(
@@ -802,7 +802,7 @@ async def test_text_is_utf8_whatever_the_connection_string_says(
     assert query(each_dsn, "SELECT id FROM items") == [change.id]
 
 
-async def test_the_server_tells_its_settings(db: Postgres, database: str) -> None:
+async def test_the_server_tells_its_settings(db: Holder, database: str) -> None:
     """What durability rests on is read from the server."""
     server = await db.server()
     assert server["version"] == query(database, "SHOW server_version")[0]
@@ -811,7 +811,7 @@ async def test_the_server_tells_its_settings(db: Postgres, database: str) -> Non
     assert 1 <= server["connections"] <= server["max_connections"]
 
 
-async def test_every_table_and_column_is_explained(db: Postgres, database: str) -> None:
+async def test_every_table_and_column_is_explained(db: Holder, database: str) -> None:
     """psql's \\d+ shows a comment for each table and each column there is."""
     described = query(
         database,
@@ -831,7 +831,7 @@ async def test_every_table_and_column_is_explained(db: Postgres, database: str) 
 # --- refusals
 
 
-async def test_a_row_that_a_constraint_forbids_is_refused(own_db: Postgres, each_dsn: str) -> None:
+async def test_a_row_that_a_constraint_forbids_is_refused(own_db: Holder, each_dsn: str) -> None:
     """A batch with a row that the table does not take is refused as a whole; the rest passes."""
     query(each_dsn, "ALTER TABLE items ADD CHECK (length(data::text) < 20)")
     good, bad = upsert("a", 1), upsert("b", 2, b'{"a":"much too long for this"}')
@@ -856,7 +856,7 @@ async def test_a_row_that_a_constraint_forbids_is_refused(own_db: Postgres, each
     ],
 )
 async def test_what_is_no_json_is_refused(
-    db: Postgres, database: str, data: bytes, state: str
+    db: Holder, database: str, data: bytes, state: str
 ) -> None:
     """Data that is no JSON, no UTF-8 or has a NUL is refused, before or by the server."""
     with pytest.raises(StorageRefused, match=state):
@@ -867,7 +867,7 @@ async def test_what_is_no_json_is_refused(
 
 
 @pytest.mark.parametrize("item_id", ["a\x00", "\ud800"], ids=ascii)
-async def test_an_id_that_is_no_text_is_refused(db: Postgres, item_id: str) -> None:
+async def test_an_id_that_is_no_text_is_refused(db: Holder, item_id: str) -> None:
     """An id with a NUL or a surrogate is refused by the driver, as a row is by the server."""
     with pytest.raises(StorageRefused):
         await db.write([upsert(item_id, 1)])
@@ -877,7 +877,7 @@ async def test_an_id_that_is_no_text_is_refused(db: Postgres, item_id: str) -> N
 # --- lost connections
 
 
-async def test_a_lost_writer_comes_back(db: Postgres, database: str) -> None:
+async def test_a_lost_writer_comes_back(db: Holder, database: str) -> None:
     """A write on a connection that the server ended is StorageAway; the same again succeeds."""
     await db.write([upsert("a", 1)])
     assert query(database, TERMINATE, "itemstore writer %") == [True]
@@ -887,7 +887,7 @@ async def test_a_lost_writer_comes_back(db: Postgres, database: str) -> None:
     assert tables(database)[0] == [("a", 2, "{}")]
 
 
-async def test_lost_readers_are_replaced_unnoticed(db: Postgres, database: str) -> None:
+async def test_lost_readers_are_replaced_unnoticed(db: Holder, database: str) -> None:
     """A read finds a working connection after the server ended all of the pool's."""
     await db.write([upsert("a", 1)])
     assert await db.load(["a"])
@@ -895,7 +895,7 @@ async def test_lost_readers_are_replaced_unnoticed(db: Postgres, database: str) 
     assert await db.load(["a"]) == [row(upsert("a", 1))]
 
 
-async def test_a_lost_preload_comes_back(db: Postgres, database: str) -> None:
+async def test_a_lost_preload_comes_back(db: Holder, database: str) -> None:
     """A page on a connection that the server ended is StorageAway; the same again succeeds."""
     await db.write([upsert("a", 1)])
     assert await items(db)
@@ -905,7 +905,7 @@ async def test_a_lost_preload_comes_back(db: Postgres, database: str) -> None:
     assert await items(db) == [row(upsert("a", 1))]
 
 
-async def test_the_session_of_a_lost_connection_is_ended(db: Postgres, database: str) -> None:
+async def test_the_session_of_a_lost_connection_is_ended(db: Holder, database: str) -> None:
     """Before a write is repeated, the server no longer executes the one whose answer was lost.
 
     1. a write of "a" hangs in the server, on a lock
@@ -930,7 +930,7 @@ async def test_the_session_of_a_lost_connection_is_ended(db: Postgres, database:
 
 
 async def test_a_lost_session_may_end_by_itself(
-    own_db: Postgres, each_dsn: str, monkeypatch: pytest.MonkeyPatch
+    own_db: Holder, each_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A lost session that is gone the moment it is to be ended holds nothing up.
 
@@ -947,7 +947,7 @@ async def test_a_lost_session_may_end_by_itself(
     assert query(each_dsn, "SELECT last_value FROM asked") == [2]
 
 
-async def test_a_cancelled_write_is_ended_in_the_server(db: Postgres, database: str) -> None:
+async def test_a_cancelled_write_is_ended_in_the_server(db: Holder, database: str) -> None:
     """A write that was cancelled while it hung has no effect later and does not break the next."""
     with psycopg.connect(database) as holder:
         await db.write([upsert("a", 1)])
@@ -965,7 +965,7 @@ async def test_a_cancelled_write_is_ended_in_the_server(db: Postgres, database: 
 
 
 async def test_a_write_that_takes_too_long_is_slow(
-    db: Postgres, database: str, monkeypatch: pytest.MonkeyPatch
+    db: Holder, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that exceeds its time is StorageSlow, takes no effect later, and can be repeated."""
     monkeypatch.setattr(postgres, "WRITE_TIMEOUT_S", 0.05)
@@ -980,7 +980,7 @@ async def test_a_write_that_takes_too_long_is_slow(
 
 @pytest.mark.parametrize("call", ["write", "load", "page", "select", "lease_ids", "purge"])
 async def test_a_cancelled_call_does_not_break_the_next(
-    db: Postgres, database: str, call: str
+    db: Holder, database: str, call: str
 ) -> None:
     """Each call can be cancelled at any of its awaits, and the next one works."""
     await db.write([upsert("a", 1)])
@@ -1002,7 +1002,7 @@ async def test_a_cancelled_call_does_not_break_the_next(
     await calls[call]()
 
 
-async def test_a_full_pool_is_away(db: Postgres, database: str) -> None:
+async def test_a_full_pool_is_away(db: Holder, database: str) -> None:
     """Reads beyond the pool's connections wait; when it takes too long they are StorageAway."""
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE items")
@@ -1050,7 +1050,7 @@ def test_what_is_no_connection_string_is_broken() -> None:
 
 
 async def test_a_database_that_may_not_be_written_is_away(
-    own_db: Postgres, each_dsn: str, another: Another
+    own_db: Holder, each_dsn: str, another: Another
 ) -> None:
     """A server that is read-only for now, such as a standby, may become writable."""
     name = conninfo_to_dict(each_dsn)["dbname"]
@@ -1060,7 +1060,7 @@ async def test_a_database_that_may_not_be_written_is_away(
         await other.open()
 
 
-async def test_a_missing_table_is_broken(own_db: Postgres, each_dsn: str) -> None:
+async def test_a_missing_table_is_broken(own_db: Holder, each_dsn: str) -> None:
     """A table that somebody dropped does not come back by waiting."""
     query(each_dsn, "DROP TABLE tombstones")
     with pytest.raises(StorageBroken, match="42P01"):
@@ -1169,7 +1169,7 @@ async def waiting_for_a_lock(dsn: str, count: int, *, besides: int = 0) -> list[
     raise AssertionError("nobody waits for a lock")
 
 
-def break_connection(storage: Postgres) -> None:
+def break_connection(storage: Holder) -> None:
     """Cuts the writer's connection on our side, as if the network had eaten it."""
     connection = storage._writer._connection
     assert connection is not None

@@ -19,7 +19,6 @@ from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.errors import InvalidInput
 from itemstore.storage import ListQuery
-from itemstore.storage.postgres import Postgres
 from tests.sql import Holder
 from tests.strategies import ANY_NUMBERS, IDS, TEXT, json_objects
 from tests.walking import items
@@ -35,7 +34,7 @@ VERSIONS = count(1_000)
 
 
 @pytest.fixture
-async def db(dsn: str) -> AsyncIterator[Postgres]:
+async def db(dsn: str) -> AsyncIterator[Holder]:
     """The storage over the newest server, open and empty."""
     storage = Holder(dsn)
     await storage.open()
@@ -59,7 +58,7 @@ def accepted(documents: dict[str, bytes]) -> list[Change]:
     return sorted(changes, key=lambda change: change.id)
 
 
-async def everything(storage: Postgres) -> list[Row]:
+async def everything(storage: Holder) -> list[Row]:
     """All items, by pages."""
     return await items(storage)
 
@@ -80,7 +79,7 @@ async def everything(storage: Postgres) -> list[Row]:
 )
 @given(documents=BATCHES)
 async def test_what_is_accepted_comes_back_byte_for_byte(
-    db: Postgres, documents: dict[str, bytes]
+    db: Holder, documents: dict[str, bytes]
 ) -> None:
     """Every id and every JSON text that the validator lets in is stored and read unchanged."""
     changes = accepted(documents)

@@ -197,7 +197,7 @@ async def test_stats_has_every_number(dsn: str, tmp_path: Path) -> None:
 async def test_metrics_is_what_prometheus_reads(dsn: str, tmp_path: Path) -> None:
     """/metrics is Prometheus' text format and holds every metric with its kind and help."""
     async with service_over(Postgres(dsn), Options(journal_dir=tmp_path)) as service:
-        await make(service.api, "a")
+        await make(service.api, "a", durability="commit")
         await service.api("GET", "/items/none")
 
         answer = await service.api("GET", "/metrics")

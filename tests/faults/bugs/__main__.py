@@ -15,6 +15,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+import orjson
+
 from tests.faults.bench import ROOT
 from tests.faults.runner import run
 from tests.faults.scenarios import BY_NAME
@@ -114,21 +116,24 @@ def bugs() -> list[Bug]:
     return [Bug.read(patch) for patch in sorted(HERE.glob("*.patch"))]
 
 
-async def _main(names: list[str], source: Path) -> int:
-    missed = 0
+async def _main(names: list[str], source: Path, json: Path | None) -> int:
+    found = []
     for bug in bugs():
         if names and bug.patch.stem not in names:
             continue
         noticed, what = await notice(bug, source)
-        missed += not noticed
-        print(f"{'noticed' if noticed else 'MISSED '}  {bug.patch.stem} by {bug.judge}: {what}")
-        sys.stdout.flush()
-    return 1 if missed else 0
+        name = bug.patch.stem
+        print(f"{'noticed' if noticed else 'MISSED '}  {name} by {bug.judge}: {what}", flush=True)
+        found.append({"name": name, "about": bug.about, "judge": bug.judge, "noticed": noticed})
+        if json:
+            json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n")
+    return 0 if all(each["noticed"] for each in found) else 1
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m tests.faults.bugs", description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *(bug.patch.stem for bug in bugs())])
     parser.add_argument("--source", type=Path, default=ROOT, help="the tree with itemstore/")
+    parser.add_argument("--json", type=Path, help="writes the outcome there too")
     given = parser.parse_args()
-    sys.exit(asyncio.run(_main(given.names, given.source.resolve())))
+    sys.exit(asyncio.run(_main(given.names, given.source.resolve(), given.json)))

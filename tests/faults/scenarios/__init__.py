@@ -19,6 +19,7 @@ from tests.faults.scenarios.journal_damage import JournalDamage
 from tests.faults.scenarios.kills import KillCommit, KillJournal, KillMemory
 from tests.faults.scenarios.limits import Overload
 from tests.faults.scenarios.network import Network
+from tests.faults.scenarios.partition import PartitionedHolder
 from tests.faults.scenarios.pooler import Pooler
 from tests.faults.scenarios.power import PowerLoss, PowerLossUnsynced
 from tests.faults.scenarios.rows import BadRows
@@ -40,6 +41,7 @@ SCENARIOS: tuple[type[Scenario], ...] = (
     ByHand,
     RollingDeploy,
     FrozenHolder,
+    PartitionedHolder,
     FailoverTail,
     Pooler,
     Syscalls,

@@ -8,14 +8,11 @@ import time
 from collections.abc import Mapping
 from typing import ClassVar, Final
 
-import orjson
-
 from tests.faults.bench import Bench
-from tests.faults.connection import Connection, Lost, item_path
-from tests.faults.history import Op
 from tests.faults.scenarios.base import Turn
 from tests.faults.scenarios.pair import (
     BLIND,
+    Late,
     Pair,
     another,
     longest_gap,
@@ -72,7 +69,7 @@ class FrozenHolder(Pair):
             writers=4,
             mix=[f"{kind}=0" for kind in ("put", "post", "patch", "delete", "add")],
         )
-        late = [_Late(holder.url, f"{turn.tag}-late{number}") for number in range(LATE)]
+        late = [Late(holder.url, f"{turn.tag}-late{number}") for number in range(LATE)]
         await asyncio.gather(*(each.knocks() for each in late))
         await asyncio.sleep(chance.uniform(0.3, 1.0))
         holder.signal(signal.SIGSTOP)
@@ -107,35 +104,3 @@ class FrozenHolder(Pair):
             f"{len(wrong)} writes were acknowledged without the lease: {wrong[:2]}",
         )
         return verdict
-
-
-class _Late:
-    """One who writes at memory, and does not give up."""
-
-    def __init__(self, url: str, item_id: str) -> None:
-        self._connection = Connection(url)
-        data = {"by": item_id, "put": item_id}
-        self._op = Op(-1, "put", item_id, 0.0, level="memory", by=item_id)
-        self._op.data = orjson.dumps(data).decode()
-
-    async def knocks(self) -> None:
-        await self._connection.request("GET", "/livez")
-
-    async def puts(self) -> Op:
-        """What became of it."""
-        op, body = self._op, f'{{"data":{self._op.data}}}'.encode()
-        op.start = time.monotonic()
-        try:
-            answer = await self._connection.request(
-                "PUT", item_path(op.id or ""), body, Durability=op.level
-            )
-        except Lost:
-            return op
-        finally:
-            self._connection.close()
-        op.end, op.status, op.body = time.monotonic(), answer.status, answer.body
-        op.given = answer.headers.get("durability", "")
-        op.retry_after = "retry-after" in answer.headers
-        said = orjson.loads(answer.body)
-        op.version, op.code = said.get("version", 0), said.get("code", "")
-        return op

@@ -15,7 +15,7 @@ import orjson
 from tests.acceptance.process import ServerProcess
 from tests.faults.bench import Bench, Clients, Stuck
 from tests.faults.checker import Checker, _Known
-from tests.faults.connection import Connection
+from tests.faults.connection import Connection, Lost, item_path
 from tests.faults.history import Op, read_directory
 from tests.faults.scenarios.base import Scenario, rules_json
 from tests.faults.verdict import Rules
@@ -108,3 +108,35 @@ def longest_gap(ops: Iterable[Op], begin: float, end: float) -> float:
     ends = sorted(op.end for op in ops if op.is_write and op.is_acknowledged)
     times = [begin, *(at for at in ends if begin < at < end), end]
     return max(later - earlier for earlier, later in pairwise(times))
+
+
+class Late:
+    """One who writes at memory, and does not give up."""
+
+    def __init__(self, url: str, item_id: str) -> None:
+        self._connection = Connection(url)
+        data = {"by": item_id, "put": item_id}
+        self._op = Op(-1, "put", item_id, 0.0, level="memory", by=item_id)
+        self._op.data = orjson.dumps(data).decode()
+
+    async def knocks(self) -> None:
+        await self._connection.request("GET", "/livez")
+
+    async def puts(self) -> Op:
+        """What became of it."""
+        op, body = self._op, f'{{"data":{self._op.data}}}'.encode()
+        op.start = time.monotonic()
+        try:
+            answer = await self._connection.request(
+                "PUT", item_path(op.id or ""), body, Durability=op.level
+            )
+        except Lost:
+            return op
+        finally:
+            self._connection.close()
+        op.end, op.status, op.body = time.monotonic(), answer.status, answer.body
+        op.given = answer.headers.get("durability", "")
+        op.retry_after = "retry-after" in answer.headers
+        said = orjson.loads(answer.body)
+        op.version, op.code = said.get("version", 0), said.get("code", "")
+        return op
