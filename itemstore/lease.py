@@ -16,8 +16,8 @@ successful call was *sent*, by a clock that also runs while the machine sleeps:
        version guard, and noted for B; what A had not acknowledged is refused
 
 While PostgreSQL cannot be asked, cached items are still read: there is no better answer. Writes are
-accepted as long as the server itself says that it lets nobody in, for then nobody can have taken
-the lease; if it is silent they are held, and refused.
+accepted until the lease runs out; beyond that only as long as the server itself says that it lets
+nobody in, for then nobody can have taken it. If it is silent they are held, and refused.
 """
 
 from __future__ import annotations
@@ -52,6 +52,10 @@ TRUST_SHARE: Final = 0.9  # the rest is for clocks that run at different speeds
 #: How far a failed call extends what may go on without PostgreSQL: to well after the next call.
 GRACE_SHARE: Final = 0.8
 RETRY_S: Final = 0.5
+#: A holder hears that the server is down, and may accept for so long before it asks again. So a
+#: lease that ran out is taken only when it has been free for as long: its holder asks first.
+DOWN_SHARE: Final = 0.2
+DOWN_MIN_S: Final = 2 * RETRY_S
 INTERVAL_MIN_S: Final = 0.01
 ASK_INTERVAL_S: Final = 0.1  # of a standby that wants the lease
 STANDBY_INTERVAL_S: Final = 0.5
@@ -130,10 +134,13 @@ class WriterLease:
         self._is_wanted = False
         self._fell_back = False
         self._is_refusing = False
+        self._is_elsewhere = False
         self._high_water = self._known = 0
         self._heard_at = float("-inf")
         self._followed_at = float("-inf")
         self._held = 0
+        self._down_s = max(DOWN_MIN_S, DOWN_SHARE * options.lease_s)
+        self._free_since: float | None = None
         self._woken = asyncio.Event()
         self._accepting = asyncio.Event()
         self._turn: asyncio.Future[None] | None = None
@@ -141,12 +148,14 @@ class WriterLease:
 
     @property
     def state(self) -> str:
-        """One word: holder, yielding, preparing or standby."""
+        """One word: holder, yielding, preparing, standby; unsure if its time is over."""
         if not self.epoch:
             return "standby"
         if not self.is_holder:
             return "preparing"
-        return "yielding" if self._is_wanted else "holder"
+        if self._is_wanted:
+            return "yielding"
+        return "holder" if self._monotonic() < self.writes_until else "unsure"
 
     # --- what the store asks
 
@@ -164,12 +173,14 @@ class WriterLease:
         if self.may_accept():
             return
         limit_s = self._hold_s if hold_s is None else hold_s
-        if self._held >= HELD_MAX or limit_s <= 0:
+        if self._held >= HELD_MAX or limit_s <= 0 or self._is_hopeless():
             raise self._not_holder()
         self._held += 1
         try:
             async with asyncio.timeout(limit_s):
-                while not (self.may_accept() or self._is_refusing):
+                while not self.may_accept():
+                    if self._is_hopeless():
+                        raise self._not_holder()
                     self._accepting.clear()
                     self._woken.set()
                     await self._accepting.wait()
@@ -178,8 +189,12 @@ class WriterLease:
         finally:
             self._held -= 1
 
+    def _is_hopeless(self) -> bool:
+        """Waiting gains nothing: this instance is stopping, or has passed the lease on."""
+        return self._is_refusing or (self._is_elsewhere and not (self.epoch or self._wants))
+
     def refuse(self) -> None:
-        """The store is closing: nobody waits for the lease any more."""
+        """The store is about to close: nobody waits for the lease any more."""
         self._is_refusing = True
         self._accepting.set()
 
@@ -261,7 +276,8 @@ class WriterLease:
 
         Raises StorageError.
         """
-        await self._stand_by()
+        if not self.epoch:  # else this is a repetition
+            await self._stand_by()
         if self.epoch:
             await self._prepare()
 
@@ -273,12 +289,12 @@ class WriterLease:
         """Until it is cancelled."""
         while True:
             self._woken.clear()
+            asked_at = self._monotonic()
             try:
                 await self._step()
                 interval_s = self._interval_s()
             except Exception as error:
-                self._doubt(as_failure(error))
-                interval_s = RETRY_S
+                interval_s = self._doubt(as_failure(error), asked_at)
             self._tell_turn()
             with suppress(TimeoutError):
                 async with asyncio.timeout(interval_s):
@@ -290,7 +306,7 @@ class WriterLease:
         try:
             async with asyncio.timeout(time_limit_s):
                 if self.epoch:
-                    await self._storage.let_go(self._sent(self._high_water).claim)
+                    await self._let_go()
                 elif self._wants:
                     await self._storage.want(self.name, wanted=False)
         except (StorageError, TimeoutError) as failure:
@@ -336,11 +352,13 @@ class WriterLease:
 
     async def _stand_by(self) -> None:
         lease = await self._storage.lease()
-        gone = lease.holder if process.is_gone(lease.process) else None
-        if (lease.is_free or gone) and not self.owner.has_dirty():
-            await self._acquire(gone)
-            if self.epoch:
-                self._known = self._high_water
+        self._is_elsewhere = not lease.is_free
+        is_ours = lease.holder == self.name  # granted in a call whose answer was lost
+        gone = lease.holder if is_ours or process.is_gone(lease.process) else None
+        if (gone or self._is_over(lease)) and not self.owner.has_dirty():
+            grant = await self._acquire(gone)
+            if grant is not None:
+                self._known = grant.high_water  # what was sent without the lease is not counted
                 self._woken.set()  # to prepare at once
                 return
         if self._wants and self.owner.is_warm():
@@ -348,6 +366,16 @@ class WriterLease:
         if self._monotonic() >= self._followed_at + STANDBY_INTERVAL_S:
             self._followed_at = self._monotonic()
             await self.owner.follow(lease)
+
+    def _is_over(self, lease: Lease) -> bool:
+        """Whether it is given back, or ran out and its holder has had the time to ask for it."""
+        if not lease.is_free:
+            self._free_since = None
+        elif self._free_since is None:
+            self._free_since = self._monotonic()
+        if lease.holder is None or self._free_since is None:
+            return lease.is_free
+        return self._monotonic() > self._free_since + self._down_s
 
     async def _acquire(self, gone: str | None = None) -> Grant | None:
         sent = self._sent(self._high_water)
@@ -392,10 +420,15 @@ class WriterLease:
             self._log.error("lease_regained", epoch=self.epoch, from_epoch=former)
 
     async def _hand_over(self) -> None:
-        await self._storage.let_go(self._sent(self._high_water).claim)
+        await self._let_go()
         self._log.info("lease_handed_over", epoch=self.epoch)
         self._resign()
         self.owner.hand_over()
+
+    async def _let_go(self) -> None:
+        self.is_holder = False  # from here on another may have it, whatever becomes of the answer
+        self.reads_until = self.writes_until = float("-inf")
+        await self._storage.let_go(self._sent(self._high_water).claim)
 
     def _lose(self, epoch: int) -> None:
         self.lost += 1
@@ -408,14 +441,22 @@ class WriterLease:
         self.epoch, self.is_holder, self._wants, self._is_wanted = 0, False, False, False
         self._fell_back = False
         self.reads_until = self.writes_until = float("-inf")
+        self._is_elsewhere = True
+        self._accepting.set()  # who waits is told
 
-    def _doubt(self, failure: StorageError) -> None:
-        """PostgreSQL could not be asked: what may go on meanwhile."""
+    def _doubt(self, failure: StorageError, asked_at: float) -> float:
+        """PostgreSQL could not be asked: what may go on meanwhile. When to ask again, in seconds.
+
+        Whoever was frozen while a call was under way learns nothing from its failing.
+        """
+        self._free_since = None
         tell = self._log.error if isinstance(failure, StorageBroken) else self._log.debug
         tell("lease_unsure", reason=str(failure), kind=failure.kind)
-        if not self.is_holder:
-            return
-        until = self._monotonic() + self._lease_s * GRACE_SHARE
-        self.reads_until = max(self.reads_until, until)
-        if isinstance(failure, StorageDown):
-            self.writes_until = max(self.writes_until, until)
+        now = self._monotonic()
+        if now >= asked_at + self._lease_s * GRACE_SHARE:
+            return 0.0
+        if self.is_holder:
+            self.reads_until = max(self.reads_until, now + self._lease_s * GRACE_SHARE)
+            if isinstance(failure, StorageDown) and now < self.writes_until:
+                self.writes_until = max(self.writes_until, asked_at + self._down_s)
+        return RETRY_S

@@ -78,7 +78,9 @@ class Loader:
 
         Raises DatabaseUnavailable if it did not answer, Overloaded if too many are waiting.
         """
-        future = self._loading.get(item_id) or self._wanted.get(item_id)
+        # One under way may be older than this call; only the holder's cache makes up for that.
+        future = self._loading.get(item_id) if self._epoch() else None
+        future = future or self._wanted.get(item_id)
         if future is None:
             if len(self._wanted) >= WANTED_MAX:
                 raise Overloaded("Too many items are being loaded. Repeat in a moment.")
@@ -127,7 +129,8 @@ class Loader:
         finally:
             self._cache.end_load(load)
             for item_id, future in batch.items():
-                del self._loading[item_id]
+                if self._loading.get(item_id) is future:
+                    del self._loading[item_id]
                 _resolve(future, found.get(item_id), failure)
 
     def _keep(self, load: Load, asked: Iterable[str], found: dict[str, bytes]) -> None:

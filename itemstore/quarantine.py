@@ -53,6 +53,11 @@ class Quarantine:
                 return each
         raise _nothing(item_id)
 
+    async def change(self, item_id: str) -> Change | None:
+        """What is in it of this item. Raises DatabaseUnavailable."""
+        parked = {each.change.id: each.change for each in await self.list()}
+        return parked.get(item_id)
+
     async def retry(self, item_id: str) -> None:
         """Writes it again, as of now, and waits for the commit.
 

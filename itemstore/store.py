@@ -129,7 +129,7 @@ class ItemStore:
             storage,
             self.log,
             on_version=self.clock.saw,
-            is_holder=lambda: self.lease.is_holder,
+            epoch=lambda: self.lease.epoch if self.lease.is_holder else 0,
         )
         self._ids = Allocator(storage, self._is_used)
         self._succession = Succession(
@@ -244,8 +244,7 @@ class ItemStore:
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
-            hurrying = asyncio.create_task((hurry or asyncio.Event()).wait())
-            waited = [self._persisting, hurrying]
+            waited = [self._persisting, asyncio.create_task((hurry or asyncio.Event()).wait())]
             await asyncio.wait(waited, timeout=max(0.0, limit_s), return_when="FIRST_COMPLETED")
             await end(waited)
         left = sorted(self.queue.dirty_ids())
@@ -342,14 +341,12 @@ class ItemStore:
             if known is not UNKNOWN:
                 return known
             await self._load(item_id)
-        return self._newer(item_id, await self._load(item_id))
-
-    def _newer(self, item_id: str, loaded: bytes | None) -> bytes | None:
-        """Of what PostgreSQL has and what this standby has still to write."""
-        change = self.queue.get(item_id)
-        if change is None or (loaded is not None and version_of(loaded) >= change.version):
-            return loaded
-        return None if change.deleted else change.entry
+        promised = self.queue.promised(item_id)  # it may be committed while the load is under way
+        loaded = await self._load(item_id)
+        newest = _newer(loaded, self.queue.promised(item_id) or promised)
+        if item_id in self.queue.parked:
+            newest = _newer(newest, await self.quarantine.change(item_id))
+        return newest
 
     def _known(self, item_id: str) -> bytes | _Unknown | None:
         """The packed entry, None if there is surely no such item, or UNKNOWN."""
@@ -471,7 +468,7 @@ class ItemStore:
         """
         accepted = await self._accept(operation, self.level(durability), self.options.hold_s)
         await self._acknowledge(accepted)
-        return _item(accepted.change)
+        return Item(accepted.change.id, accepted.change.entry)
 
     async def _accept(self, operation: Write, level: Durability, hold_s: float) -> _Accepted:
         """Waits for what the decision needs, then decides and applies it without a pause."""
@@ -558,7 +555,8 @@ class ItemStore:
 
     async def _finish(self, accepted: _Accepted, deadline: float) -> Item | None:
         await self._acknowledge(accepted, deadline)
-        return None if accepted.change.deleted else _item(accepted.change)
+        change = accepted.change
+        return None if change.deleted else Item(change.id, change.entry)
 
     # --- the state of things
 
@@ -578,8 +576,11 @@ class ItemStore:
             self.lease.wake()
 
 
-def _item(change: Change) -> Item:
-    return Item(change.id, change.entry)
+def _newer(loaded: bytes | None, change: Change | None) -> bytes | None:
+    """Of what PostgreSQL has in its table and what is not there (yet)."""
+    if change is None or (loaded is not None and version_of(loaded) >= change.version):
+        return loaded
+    return None if change.deleted else change.entry
 
 
 async def _outcome(step: Awaitable[T]) -> T | ItemStoreError:

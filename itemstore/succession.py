@@ -91,6 +91,8 @@ class Succession:
                 self._cache.put(each.change.id, each.change.entry)
         self._ids.forget()  # others may have used them as ids of their own
         self._watcher.since = None
+        if self._preloading is not None and self._preloading.cancelling():
+            await end([self._preloading])
         self._fill()
 
     def lose(self) -> None:
@@ -104,9 +106,12 @@ class Succession:
         self._watcher.stand_by(self._clock.newest, 0)
 
     async def follow(self, lease: Lease) -> None:
+        parked = await self._storage.parked()
+        if not self.has_dirty():  # else the persister is about to park or release something
+            self._queue.restore_parked(each.change for each in parked)
         if self._watcher.since is not None:
             await self._watcher.follow(lease)
-        elif not self.has_dirty():
+        elif not (self.has_dirty() or self._is_filling()):
             self._watcher.stand_by(lease.settled, lease.now_us)
             self._fill()
 
@@ -114,11 +119,13 @@ class Succession:
 
     def _fill(self) -> None:
         """Begins to, unless it is full or being filled already."""
-        is_filling = self._preloading is not None and not self._preloading.done()
-        if self._fills and not self._cache.hydrated and not is_filling:
+        if self._fills and not self._cache.hydrated and not self._is_filling():
             self._preloading = asyncio.create_task(
                 self._loader.preload(self._estimate), name="preload"
             )
+
+    def _is_filling(self) -> bool:
+        return self._preloading is not None and not self._preloading.done()
 
     def _should_fill(self, found: Found) -> bool:
         if self._options.skip_items_preload is not Preload.AUTO:

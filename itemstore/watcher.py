@@ -49,7 +49,7 @@ class Watcher:
         log: FilteringBoundLogger,
         *,
         on_version: Callable[[int], None],
-        is_holder: Callable[[], bool] = lambda: True,
+        epoch: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._cache = cache
@@ -58,7 +58,8 @@ class Watcher:
         self._log = log
         #: Told each version seen, so that the store's clock stays ahead.
         self._on_version = on_version
-        self._is_holder = is_holder
+        #: Of the lease; 0 while this instance does not hold it.
+        self._epoch = epoch
         self._sleep = sleep
         self.taken_over = 0  #: changes
         #: Of a standby: its cache holds what was committed up to this version, and what was noted
@@ -70,7 +71,7 @@ class Watcher:
         """Until it is cancelled. A database that is away is asked again until it answers."""
         while True:
             try:
-                if not self._is_holder():
+                if not self._epoch():
                     await self._sleep(POLL_INTERVAL_S)
                 elif not await self.take_over():
                     await self._storage.await_foreign_changes(POLL_INTERVAL_S)
@@ -111,6 +112,7 @@ class Watcher:
 
     async def take_over(self) -> int:
         """Takes over what is noted by now; returns how many changes that were."""
+        epoch = self._epoch()
         changes = await self._storage.foreign_changes()
         if not changes:
             return 0
@@ -120,11 +122,13 @@ class Watcher:
             states = await self._storage.states(ids) if ids else []
         finally:
             self._cache.end_load(load)
+        if epoch != self._epoch():
+            return 0  # they are another's to take over
         done = [change for change in changes if change.id not in load.touched]
         self._truncate(done)
         noted = {change.id: change.version for change in changes}
         self._apply([state for state in states if state.id not in load.touched], noted)
-        await self._storage.forget_foreign_changes([change.seq for change in done])
+        await self._storage.forget_foreign_changes([change.seq for change in done], epoch)
         self._tell(done)
         return len(changes)
 

@@ -46,7 +46,7 @@ EXPIRE: Final = "UPDATE writer_lease SET expires_at = clock_timestamp() - interv
 
 
 class Gated(Postgres):
-    """PostgreSQL behind gates: ``hold`` stops the next call of a kind, ``cut_off`` fails them all."""
+    """PostgreSQL behind gates: ``hold`` stops the next call of a kind, ``cut_off`` fails all."""
 
     def __init__(self, dsn: str) -> None:
         super().__init__(dsn)
@@ -192,6 +192,8 @@ async def stores_over(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     """Stores over an empty database that look after the lease at short intervals."""
     monkeypatch.setattr(lease_module, "HEARTBEAT_SHARE", 0.005)  # of 10 s
     monkeypatch.setattr(lease_module, "RETRY_S", 0.02)
+    monkeypatch.setattr(lease_module, "DOWN_SHARE", 0.0)
+    monkeypatch.setattr(lease_module, "DOWN_MIN_S", 0.05)
     monkeypatch.setattr(lease_module, "ASK_INTERVAL_S", 0.02)
     monkeypatch.setattr(lease_module, "STANDBY_INTERVAL_S", 0.02)
     monkeypatch.setattr(watcher_module, "POLL_INTERVAL_S", 0.02)
@@ -229,9 +231,8 @@ async def cut_off(store: ItemStore, failure: StorageError | None = None) -> None
 
 async def followed(store: ItemStore) -> None:
     """Returns when the standby has taken over what was committed before the call."""
-    for _ in range(2):  # one may have been under way
-        seen = gates(store).counts["foreign_changes_since"]
-        await until(lambda seen=seen: gates(store).counts["foreign_changes_since"] > seen + 1)
+    seen = gates(store).counts["foreign_changes_since"]
+    await until(lambda: gates(store).counts["foreign_changes_since"] > seen + 3)
 
 
 def data_of(item: Item | None) -> Any:

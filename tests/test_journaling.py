@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 from collections.abc import AsyncIterator
@@ -10,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from itemstore.core.item import pack
-from itemstore.core.queue import Change
 from itemstore.core.recent import RECENT_S
-from itemstore.errors import DurabilityUnavailable, StartupError
+from itemstore.errors import DurabilityUnavailable, Starting, StartupError
 from itemstore.options import MIB
 from itemstore.storage import journal_file
 from itemstore.storage.journal import Journal
@@ -80,15 +79,26 @@ async def abandon(store: ItemStore) -> None:
 
 async def test_the_level_is_journal_where_there_is_one(stores: Stores, directory: Path) -> None:
     """A store with a journal gives journal unless asked otherwise; one without gives commit."""
-    with_one = stores.make(journal_dir=directory)
-    assert JOURNAL is with_one.level(None)
-    without = stores.make()
+    with_one = await stores.open(LAZY, journal_dir=directory)
+    assert [JOURNAL, COMMIT, MEMORY] == [
+        with_one.level(each) for each in (None, "commit", "memory")
+    ]
+    told = await stores.open(LAZY, journal_dir=directory.with_name("other"), durability=COMMIT)
+    assert [COMMIT, JOURNAL] == [told.level(None), told.level("journal")]
+    without = await stores.open(LAZY)
     assert COMMIT is without.level(None)
     with pytest.raises(DurabilityUnavailable, match="no journal"):
         without.level("journal")
-    told = stores.make(journal_dir=directory, durability=COMMIT)
-    assert [COMMIT, MEMORY] == [told.level(None), told.level("memory")]
 
+
+@pytest.mark.xfail(strict=True, reason="before the start level() says that there is no journal")
+async def test_a_store_that_starts_does_not_deny_its_journal(
+    stores: Stores, directory: Path
+) -> None:
+    """While the store connects, a write at journal is told that it starts, not that it has none."""
+    store = stores.make(journal_dir=directory)
+    with pytest.raises(Starting):
+        await soon(store.put("a", {}, durability=JOURNAL))
 
 
 async def test_an_ok_at_journal_does_not_wait_for_postgresql(
@@ -133,6 +143,7 @@ async def test_what_a_crash_left_is_written_before_the_store_is_ready(
     await soon(first.delete("d"))  # 1
     copy = as_killed(directory)
     await abandon(first)
+    stores.psql("UPDATE writer_lease SET holder = NULL")
     second = stores.make(journal_dir=copy)
     write = gates(second).hold("write")
     starting = start(second.start())
@@ -198,6 +209,7 @@ async def test_what_postgresql_refuses_of_a_journal_is_in_quarantine(
     copy = as_killed(directory)
     await abandon(first)
     stores.psql("ALTER TABLE items ADD CHECK (data ->> 'n' NOT LIKE '-%')")
+    stores.psql("UPDATE writer_lease SET holder = NULL")
     second = await stores.open(journal_dir=copy)
     assert [("good", '{"n":1}')] == stores.psql(ITEMS)
     assert {"n": -1} == await get(second, "bad")
@@ -207,7 +219,7 @@ async def test_what_postgresql_refuses_of_a_journal_is_in_quarantine(
 async def test_a_journal_written_under_another_holder_is_replayed(
     stores: Stores, directory: Path
 ) -> None:
-    """A standby brings its journal to PostgreSQL as well, and the holder sees what was in it."""
+    """A standby brings its journal to PostgreSQL, and the holder sees what was in it."""
     first = await stores.open(LAZY, journal_dir=directory)
     gates(first).hold("write")
     await soon(first.put("a", {"n": 1}))
@@ -236,7 +248,9 @@ async def test_another_databases_journal_stops_the_start(
     store = stores.make(journal_dir=copy, pg=Gated(other))
     with pytest.raises(StartupError, match="belongs to the store") as refusal:
         await soon(store.start())
-    [ours], [theirs] = (query(dsn, "SELECT store_id FROM store_meta") for dsn in (stores.dsn, other))
+    [ours], [theirs] = (
+        query(dsn, "SELECT store_id FROM store_meta") for dsn in (stores.dsn, other)
+    )
     assert all(str(each) in refusal.value.detail for each in (ours, theirs))
     assert [] == await soon(store.close())
     assert (copy / FILE_NAME).exists()
@@ -246,7 +260,7 @@ async def test_another_databases_journal_stops_the_start(
 async def test_a_journal_older_than_the_remembered_deletes_stops_the_start(
     stores: Stores, directory: Path
 ) -> None:
-    """Writes from before the oldest delete still remembered are refused: they may be undone ones."""
+    """Writes from before the oldest delete still remembered are refused: some may be undone."""
     first = await stores.open(journal_dir=directory)
     gates(first).hold("write")
     item = await soon(first.put("a", {"n": 1}))
@@ -415,16 +429,14 @@ async def test_a_clean_close_leaves_no_journal(stores: Stores, directory: Path) 
     store = await stores.open(journal_dir=directory)
     await soon(store.put("a", {"n": 1}))
     await soon(store.put("b", {"n": 1}, durability=MEMORY))
-    assert FILE_NAME in {file.name for file in directory.iterdir()}
+    assert FILE_NAME in os.listdir(directory)
     assert [] == await soon(store.close())
-    assert {"journal.lock"} == {file.name for file in directory.iterdir()}
+    assert ["journal.lock"] == os.listdir(directory)
     assert [("a", '{"n":1}'), ("b", '{"n":1}')] == stores.psql(ITEMS)
 
 
 async def test_the_hurried_close_does_not_wait(stores: Stores, directory: Path) -> None:
     """Once hurried, the close gives up on PostgreSQL and journals what is left."""
-    import asyncio
-
     store = await stores.open(journal_dir=directory)
     await store.put("a", {"n": 0}, durability=COMMIT)
     write = gates(store).hold("write")
@@ -440,7 +452,28 @@ async def test_the_hurried_close_does_not_wait(stores: Stores, directory: Path) 
     assert (directory / FILE_NAME).exists()
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a hurried close still gives the release of the lease all of its time"
+)
+async def test_the_hurried_close_does_not_wait_for_the_lease_either(
+    stores: Stores, directory: Path
+) -> None:
+    """Hurried, the close gives a PostgreSQL that is silent no more than a second for the lease."""
+    store = await stores.open(journal_dir=directory)
+    gates(store).hold("let_go")
+    hurry = asyncio.Event()
+    hurry.set()
+    async with asyncio.timeout(4.0):
+        await store.close(3_600.0, hurry=hurry)
+
+
 # --- trims
+
+
+async def settled(store: ItemStore) -> None:
+    """Returns when everything is committed, and the journal's thread has nothing more to do."""
+    await soon(store.flush())
+    assert await soon(journal_of(store).flush())
 
 
 async def test_what_is_committed_stays_for_a_while(stores: Stores, directory: Path) -> None:
@@ -449,14 +482,14 @@ async def test_what_is_committed_stays_for_a_while(stores: Stores, directory: Pa
     store = await stores.open(LAZY, journal_dir=directory, monotonic=time)
     journal = journal_of(store)
     await soon(store.put("a", {"n": 1}))
-    await soon(store.flush())
+    await settled(store)
     store.journaling.trim()
     for _ in range(3):
         time.now_s += RECENT_S / 4
         store.journaling.trim()
         assert 1 == journal.records
     await soon(store.put("b", {"n": 1}))
-    await soon(store.flush())
+    await settled(store)
     store.journaling.trim()
     time.now_s += RECENT_S / 4
     store.journaling.trim()
@@ -489,11 +522,11 @@ async def test_a_crowded_journal_is_trimmed_at_once(stores: Stores, directory: P
     journal = journal_of(store)
     text = {"text": "x" * 60_000}
     await soon(store.put("a", text))
-    await soon(store.flush())
+    await settled(store)
     store.journaling.trim()
     assert 1 == journal.records
     await soon(store.put("b", text))
-    await soon(store.flush())
+    await settled(store)
     store.journaling.trim()
     assert 0 == journal.records
 
@@ -505,7 +538,7 @@ async def test_a_trim_lets_what_a_crash_finds_be_all_that_is_needed(
     time = Time()
     store = await stores.open(LAZY, journal_dir=directory, monotonic=time)
     await soon(store.put("a", {"n": 1}))
-    await soon(store.flush())
+    await settled(store)
     store.journaling.trim()
     time.now_s += RECENT_S + 1.0
     store.journaling.trim()

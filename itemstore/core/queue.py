@@ -122,6 +122,14 @@ class WriteQueue:
             self._queued.get(item_id) or self._in_flight.get(item_id) or self._parked.get(item_id)
         )
 
+    def promised(self, item_id: str) -> Change | None:
+        """The newest change of this id that was acknowledged and is on its way to PostgreSQL."""
+        for changes in (self._queued, self._in_flight):
+            change = changes.get(item_id)
+            if change is not None and change.is_acked:
+                return change
+        return None
+
     def dirty_ids(self) -> frozenset[str]:
         return frozenset(self._queued.keys() | self._in_flight.keys())
 

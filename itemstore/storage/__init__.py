@@ -36,7 +36,7 @@ class StorageAway(StorageError):
 
 
 class StorageDown(StorageAway):
-    """The server itself says that it lets nobody in: it is stopped, or starting or stopping."""
+    """The server itself says that it lets nobody in: it is starting or stopping, or not there."""
 
     kind = "down"
 
@@ -227,8 +227,11 @@ class Storage(Protocol):
     async def states(self, ids: Sequence[str]) -> list[State]:
         """The newest state of each of the ids."""
 
-    async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        """These are taken over. A standby may still ask for them for an hour."""
+    async def forget_foreign_changes(self, seqs: Sequence[int], epoch: int) -> None:
+        """These are taken over, if the lease has still this epoch.
+
+        A standby may ask for them for another hour.
+        """
 
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         """Returns when there may be new ones, or after the time limit."""

@@ -185,6 +185,7 @@ class Postgres:
         await self._writer.run(statements.RELEASE, {"ids": list(ids)})
 
     async def purge(self, before_version: int) -> int:
+        await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(count,)] = await self._writer.run(statements.PURGE, {"before": before_version})
         return int(count)
 
@@ -228,8 +229,9 @@ class Postgres:
         rows = await self._listener.run(statements.STATES, {"ids": list(ids)}, binary=True)
         return [State(item_id, entry, version or 0) for item_id, entry, version in rows]
 
-    async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        await self._listener.run(statements.FORGET_FOREIGN_CHANGES, {"seqs": list(seqs)})
+    async def forget_foreign_changes(self, seqs: Sequence[int], epoch: int) -> None:
+        parameters = {"seqs": list(seqs), "epoch": epoch}
+        await self._listener.run(statements.FORGET_FOREIGN_CHANGES, parameters)
 
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         await self._listener.notified(time_limit_s)

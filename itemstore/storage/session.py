@@ -32,12 +32,11 @@ _HOPELESS: Final = (
     "invalid connection option",
 )
 
-#: The server is there, and says so: nobody else is let in either.
-_DOWN: Final = (
-    "Connection refused",
-    "No such file or directory",  # the socket
-    "the database system is",  # starting up, shutting down, in recovery mode
-)
+#: The server is there, and says that it lets nobody in: it is starting up, shutting down, recovering.
+_DOWN: Final = "the database system is"
+#: Nobody listens at the server's own socket. Of a TCP port this says nothing: a pooler or a proxy may
+#: be down for us alone, or the name may lead others to another server already.
+_DOWN_HERE: Final = ("Connection refused", "No such file or directory")
 
 _AWAY: Final = ("08", "40", "53", "57P", "58", "25006")
 _SHUTDOWN: Final = ("57P02", "57P03")
@@ -79,13 +78,18 @@ def _class_of(error: Exception) -> type[StorageError]:
 def _class_without_state(error: psycopg.Error) -> type[StorageError]:
     if isinstance(error, psycopg.DataError):
         return StorageRefused
-    if any(text in str(error) for text in _DOWN):
+    if _is_down(str(error)):
         return StorageDown
     if any(text in str(error) for text in _HOPELESS):
         return StorageBroken
     if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return StorageAway
     return StorageBroken
+
+
+def _is_down(message: str) -> bool:
+    at_its_socket = "on socket" in message and any(text in message for text in _DOWN_HERE)
+    return at_its_socket or _DOWN in message
 
 
 def _text_of(error: Exception) -> str:

@@ -103,7 +103,7 @@ UPDATE writer_lease
    SET epoch = greatest(epoch + 1, %(epoch)s + 1, {_NOW} / 1000000),
        holder = %(holder)s, process = %(process)s, heartbeat = clock_timestamp(),
        expires_at = clock_timestamp() + %(lease_s)s::float8 * interval '1 second',
-       clock = {_NEXT_CLOCK}, settled = {_NEXT_CLOCK},
+       clock = {_NEXT_CLOCK},
        wanted_by = NULLIF(wanted_by, %(holder)s)
  WHERE (holder IS NULL AND (wanted_by IS NULL OR wanted_by = %(holder)s
                             OR wanted_at < clock_timestamp() - interval '5 seconds'))
@@ -136,8 +136,8 @@ SELECT %(id)s, %(version)s, %(data)s, {_time("%(created)s::bigint")}, %(error)s
 
 RELEASE: Final = "DELETE FROM quarantine WHERE id = ANY(%(ids)s::text[])"
 
-#: What a crash kept from being released. At the next start, and not later: once the tombstone that
-#: tells is purged, a deleted item would come back from quarantine.
+#: What a crash kept from being released: before tombstones are purged, or a deleted item would come
+#: back from quarantine.
 RELEASE_OVERTAKEN: Final = """
 DELETE FROM quarantine q
  WHERE EXISTS (SELECT FROM items i WHERE i.id = q.id AND i.version > q.version)
@@ -265,7 +265,9 @@ SELECT asked.id,
 """
 
 FORGET_FOREIGN_CHANGES: Final = """
-UPDATE foreign_changes SET taken_at = clock_timestamp() WHERE seq = ANY(%(seqs)s::bigint[])
+UPDATE foreign_changes SET taken_at = clock_timestamp()
+ WHERE seq = ANY(%(seqs)s::bigint[])
+   AND EXISTS (SELECT FROM writer_lease WHERE epoch = %(epoch)s AND holder IS NOT NULL)
 """
 
 LISTEN: Final = "LISTEN itemstore_foreign_changes"

@@ -213,6 +213,7 @@ async def _drain(
     started = time.monotonic()
     store.log.info("stopping", dirty=len(store.queue))
     listener.close()
+    store.lease.refuse()
     await runner.cleanup()
     left_s = time_limit_s - (time.monotonic() - started)
     left = await store.close(left_s, hurry=stopping.hurried)

@@ -271,7 +271,7 @@ def test_the_clock_tells_what_was_not_given_out() -> None:
 
 
 @given(st.lists(st.one_of(st.tuples(st.just("saw"), VERSIONS), st.tuples(st.just("at"), VERSIONS))))
-def test_versions_only_grow(events: list[tuple[str, int]]) -> None:
+def test_versions_grow_whatever_was_seen(events: list[tuple[str, int]]) -> None:
     """Whatever the time does and whatever was seen, each version is newer than all before."""
     time = Time(0)
     clock = VersionClock(time)

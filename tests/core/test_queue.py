@@ -410,9 +410,7 @@ class Doubt(Exception):
 def unacked(queue: WriteQueue, item_id: str, version: int, settled: object = None) -> Change:
     """Puts a change whose writer waits for the commit."""
     entry = pack(version, 1, b"{}")
-    change = Change(
-        item_id, version, entry, deleted=False, now_s=float(version), is_acked=False
-    )
+    change = Change(item_id, version, entry, deleted=False, now_s=float(version), is_acked=False)
     if settled is not None:
         change.settled.append(settled)  # type: ignore[arg-type]
     queue.put(change)

@@ -46,8 +46,7 @@ def _faults(results: Path) -> str:
     rows: list[tuple[str, ...]] = [
         ("fault", "what is done", "rounds", "planned", "acknowledged", "lost", "at most", "found")
     ]
-    for name in (each.name for each in SCENARIOS if each.name in found):
-        rows.append(_row(name, found[name]))
+    rows += [_row(each.name, found[each.name]) for each in SCENARIOS if each.name in found]
     return _table(rows)
 
 

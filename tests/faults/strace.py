@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from contextlib import suppress
 from types import TracebackType
 from typing import Final
@@ -46,6 +48,7 @@ class Tampering:
     ) -> None:
         """It goes with the process, or lets go of it."""
         assert self._process is not None
-        with suppress(ProcessLookupError):
-            self._process.terminate()
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)  # Popen's would reap it, too
         await self._process.wait()

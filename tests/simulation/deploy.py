@@ -164,6 +164,18 @@ class Deploy:
         await self._pass()
         self._world.tell(f"{instance.name} goes on")
         instance.storage.awake.set()
+        await self._read_at_once(instance)
+
+    async def _read_at_once(self, instance: Instance) -> None:
+        """Before it can have asked whether the lease is still its own."""
+        reader = Client(self, random.Random(0))
+        reads = [
+            asyncio.create_task(reader.get(instance, item_id), name=f"read {item_id}")
+            for item_id in (*IDS, *COUNTERS)
+        ]
+        for read in await asyncio.gather(*reads, return_exceptions=True):
+            if isinstance(read, BaseException) and not isinstance(read, Unavailable | Gone):
+                raise read
 
     async def _partition(self) -> None:
         """What the process sends is sent back, or arrives late, perhaps after it has given up."""
@@ -182,7 +194,9 @@ class Deploy:
         """So long that the lease is in danger, or lost; perhaps another starts meanwhile."""
         if self._chance.random() < 0.6 and len(self._alive) < INSTANCES_MAX:
             self._start()
-        await asyncio.sleep(self._chance.choice((0.3, 0.95, 1.02, 1.1, 1.5, 2.5)) * self._lease_s)
+        await asyncio.sleep(
+            self._chance.choice((0.3, 0.95, 1.02, 1.1, 1.5, 2.5, 4.0)) * self._lease_s
+        )
 
     async def _hand(self) -> None:
         """Somebody in psql changes what clients leave alone, and what they do not."""
@@ -234,9 +248,7 @@ class Deploy:
         accepting = [
             each.name
             for each in self._alive
-            if each.storage.awake.is_set()
-            and each.store.is_ready
-            and each.store.lease.may_accept()
+            if each.storage.awake.is_set() and each.store.is_ready and each.store.lease.may_accept()
         ]
         self._world.check(len(accepting) <= 1, f"one accepts writes at a time: {accepting}")
 

@@ -279,8 +279,12 @@ class FlakyStorage:
     async def states(self, ids: Sequence[str]) -> list[State]:
         return await self._call("states", lambda: self.disk.states(ids))
 
-    async def forget_foreign_changes(self, seqs: Sequence[int]) -> None:
-        await self._call("forget", lambda: self.disk.forget_foreign_changes(seqs, self._now_us()))
+    async def forget_foreign_changes(self, seqs: Sequence[int], epoch: int) -> None:
+        def forget() -> None:
+            if self.disk.lease.holder is not None and self.disk.lease.epoch == epoch:
+                self.disk.forget_foreign_changes(seqs, self._now_us())
+
+        await self._call("forget", forget)
 
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         """No notification ever arrives here: what is noted is found all the same."""

@@ -12,7 +12,7 @@ from itemstore.core.cache import Row
 from itemstore.core.queue import Change
 from itemstore.storage import LIST_ORDERS, ListQuery, Storage, StorageRefused
 from tests import walking
-from tests.simulation.bodies import NOW, Tables, delete, described, row, upsert, write
+from tests.simulation.bodies import NOW, Tables, claim, delete, described, row, upsert, write
 from tests.walking import items
 
 #: In byte order: one, two, three and four bytes of UTF-8 a character.
@@ -287,8 +287,10 @@ async def test_forgotten_changes_do_not_come_again(tables: Tables, storage: Stor
     for item_id in "abc":
         await tables.change_by_hand(item_id, b"{}")
     changes = await storage.foreign_changes()
+    grant = await storage.acquire(claim(), "process", None)
+    assert grant is not None
     for _ in range(2):
-        await storage.forget_foreign_changes([changes[0].seq, changes[2].seq])
+        await storage.forget_foreign_changes([changes[0].seq, changes[2].seq], grant.epoch)
     assert await storage.foreign_changes() == [changes[1]]
 
 

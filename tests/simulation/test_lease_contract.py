@@ -472,11 +472,25 @@ async def test_a_standby_sees_what_was_taken_over_since(tables: Tables, storage:
         await tables.change_by_hand(item_id, b"{}")
     before = (await storage.lease()).now_us
     found = await storage.foreign_changes()
-    await storage.forget_foreign_changes([found[0].seq, found[2].seq])
+    grant = await take(storage)
+    await storage.forget_foreign_changes([found[0].seq, found[2].seq], grant.epoch)
     after = (await storage.lease()).now_us + 1
     assert await storage.foreign_changes() == [found[1]]
     assert found == await notes(storage, before)
     assert [found[1]] == await notes(storage, after)
+
+
+async def test_only_the_holder_takes_notes_over(tables: Tables, storage: Storage) -> None:
+    """Under an epoch that is over, or of a lease that was given back, no note is forgotten."""
+    await tables.change_by_hand("a", b"{}")
+    found = await storage.foreign_changes()
+    former = await take(storage)
+    grant = await take(storage, OTHER, gone=ME)
+    await storage.forget_foreign_changes([found[0].seq], former.epoch)
+    assert await storage.foreign_changes() == found
+    await storage.let_go(claim(OTHER, grant.epoch))
+    await storage.forget_foreign_changes([found[0].seq], grant.epoch)
+    assert await storage.foreign_changes() == found
 
 
 async def test_a_truncate_reaches_a_standby(tables: Tables, storage: Storage) -> None:

@@ -664,7 +664,8 @@ async def test_notes_are_kept_until_forgotten(db: Holder, database: str) -> None
         query(database, "INSERT INTO items (id, data) VALUES (%s, '{}')", item_id)
     first, second, third = await db.foreign_changes()
     assert first.seq < second.seq < third.seq
-    await db.forget_foreign_changes([first.seq, third.seq])
+    await db.write([upsert("d", 1)])
+    await db.forget_foreign_changes([first.seq, third.seq], (await db.lease()).epoch)
     assert await db.foreign_changes() == [second]
 
 
@@ -766,7 +767,8 @@ async def test_a_role_without_ddl_rights_can_use_the_schema(
     assert await limited.load(["a"]) == [row(upsert("a", 1))]
     query(each_dsn, "UPDATE items SET data = '{}'")
     [change] = await limited.foreign_changes()
-    await limited.forget_foreign_changes([change.seq])
+    await limited.forget_foreign_changes([change.seq], (await limited.lease()).epoch)
+    assert await limited.foreign_changes() == []
 
 
 async def test_a_role_without_ddl_rights_cannot_set_up(each_dsn: str, another: Another) -> None:

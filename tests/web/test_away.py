@@ -112,7 +112,7 @@ async def test_while_postgresql_is_away_what_can_be_served_is(
         assert (await api("GET", "/items/gone")).status == 404
         assert (await api("GET", "/livez")).status == 200
         state = await api("GET", "/readyz")
-        assert (state.status, state.json["ready"], state.json["database"]) == (200, True, "down")
+        assert (state.status, state.json["ready"], state.json["database"]) == (200, True, "away")
         assert state.json["dirty"] == 5
         assert (await api("GET", "/stats")).json["itemstore_database_failing_seconds"] > 0
 

@@ -36,7 +36,7 @@ class FailoverTail(Scenario):
         "PostgreSQL's standby is cut off, commits go on, the primary crashes, the standby is "
         "promoted: also without the lease's last change, and with the store killed meanwhile"
     )
-    full, short = 10, 3
+    full, short = 10, 2
     through_proxy = True
 
     def __init__(self, *, is_full: bool = False) -> None:

@@ -40,10 +40,11 @@ class OnDisk(PostgresServer):
 
     async def power_off(self) -> None:
         """The disk first: what the processes still do changes nothing any more."""
-        postmaster = self._postmaster()
+        postmaster = self._postmaster() if self.is_running else None
         self.disk.cut_power()
         self.is_running = False
-        os.kill(postmaster, signal.SIGQUIT)
+        if postmaster is not None:
+            os.kill(postmaster, signal.SIGQUIT)
         await asyncio.to_thread(self._embedded.stop)
 
 
@@ -53,11 +54,13 @@ class PowerLoss(Scenario):
     name = "power_loss"
     about = (
         "a disk with journal and PostgreSQL goes down at once (EXT4_IOC_SHUTDOWN) under writers "
-        "at `journal` and `commit`, everything is killed; mounted and started again"
+        "at `journal` and `commit`, in half of the rounds after a crash of PostgreSQL; everything "
+        "is killed, mounted and started again"
     )
-    full, short = 30, 1
+    full, short = 30, 2
     parameters: ClassVar[Mapping[str, str]] = {}
     levels: ClassVar[str] = "journal=2,commit=1"
+    crashes: ClassVar[bool] = True  #: PostgreSQL, in half of the rounds: it would sync the disk
 
     async def prepare(self, bench: Bench) -> None:
         if refusal := disk.refusal():
@@ -84,6 +87,9 @@ class PowerLoss(Scenario):
         await asyncio.to_thread(os.sync)  # what is lost is of this round
         clients = await bench.clients(turn.tag, seed=turn.seed, levels=self.levels)
         await asyncio.sleep(chance.uniform(0.1, 2.0))
+        if self.crashes and turn.number % 2:
+            await postgres.crash()
+            await asyncio.sleep(chance.uniform(0.1, 0.5))
         sent = time.monotonic()
         await _stand_still(bench)
         await postgres.power_off()
@@ -127,6 +133,7 @@ class PowerLossUnsynced(PowerLoss):
     full, short = 5, 1
     parameters: ClassVar[Mapping[str, str]] = {"fsync": "off"}
     levels: ClassVar[str] = "commit=1"
+    crashes: ClassVar[bool] = False
 
     async def round(self, bench: Bench, turn: Turn) -> Verdict:
         try:
