@@ -13,7 +13,7 @@ run: $(VENV)/run.installed  ## serve on http://localhost:8080 with an embedded P
 	@LOG_FORMAT=$${LOG_FORMAT:-console} exec $(BIN)/python -m itemstore serve
 
 test: check debian  ## everything: lint, types, all tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 check: $(VENV)/dev.installed  ## lint and types
 	$(BIN)/ruff check .
@@ -44,12 +44,14 @@ python3-venv:
 	@[ "$$(id -u)" = 0 ] || { echo "Python's venv is missing. As root: apt-get install python3-venv"; exit 1; }
 	apt-get -qq update && apt-get -qq install -y python3-venv
 
-# The tests also run on Debian's PostgreSQL 15, and paste the documents' curl commands. Where these
-# are missing and cannot be installed, the tests that need them are skipped and say so.
+# The tests also run on Debian's PostgreSQL 15 and through PgBouncer, paste the documents' curl
+# commands, make system calls fail, and put mistakes in. Where these are missing and cannot be
+# installed, the tests that need them are skipped and say so.
 debian:
 	@missing=""; \
 	[ -x /usr/lib/postgresql/15/bin/postgres ] || missing="postgresql-15"; \
-	command -v curl >/dev/null || missing="$$missing curl"; \
+	[ -x /usr/sbin/pgbouncer ] || missing="$$missing pgbouncer"; \
+	for tool in curl strace patch; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing >/dev/null \

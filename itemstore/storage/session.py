@@ -32,9 +32,9 @@ _HOPELESS: Final = (
     "invalid connection option",
 )
 
-#: The server is there, and says that it lets nobody in: it is starting up, shutting down, recovering.
+#: The server is there, and says that it lets nobody in: it is starting, stopping or recovering.
 _DOWN: Final = "the database system is"
-#: Nobody listens at the server's own socket. Of a TCP port this says nothing: a pooler or a proxy may
+#: Nobody listens at the server's own socket. Of a TCP port this says nothing: a pooler or proxy may
 #: be down for us alone, or the name may lead others to another server already.
 _DOWN_HERE: Final = ("Connection refused", "No such file or directory")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Final
@@ -71,6 +72,7 @@ def test_report_says_what_was_found(tmp_path: Path) -> None:
     assert {"overloaded": 60} == read["scenarios"][0]["refused"]
 
 
+@pytest.mark.skipif(shutil.which("patch") is None, reason="there is no patch in PATH")
 @pytest.mark.parametrize("bug", bugs(), ids=lambda bug: str(bug.patch.stem))
 def test_bug_can_be_put_in(bug: Bug, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Every patch still fits; ``python -m tests.faults.bugs`` shows that it is noticed."""

@@ -116,8 +116,12 @@ def bugs() -> list[Bug]:
     return [Bug.read(patch) for patch in sorted(HERE.glob("*.patch"))]
 
 
+def _write(found: list[dict[str, object]], json: Path) -> None:
+    json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n")
+
+
 async def _main(names: list[str], source: Path, json: Path | None) -> int:
-    found = []
+    found: list[dict[str, object]] = []
     for bug in bugs():
         if names and bug.patch.stem not in names:
             continue
@@ -126,7 +130,7 @@ async def _main(names: list[str], source: Path, json: Path | None) -> int:
         print(f"{'noticed' if noticed else 'MISSED '}  {name} by {bug.judge}: {what}", flush=True)
         found.append({"name": name, "about": bug.about, "judge": bug.judge, "noticed": noticed})
         if json:
-            json.write_bytes(orjson.dumps(found, option=orjson.OPT_INDENT_2) + b"\n")
+            _write(found, json)
     return 0 if all(each["noticed"] for each in found) else 1
 
 
