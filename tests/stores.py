@@ -7,10 +7,10 @@ asked or after it has answered; a ``Road`` is a port that passes bytes on, and c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 import structlog
@@ -25,9 +25,11 @@ from itemstore.storage import StorageAway, StorageDown, StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from tests.sql import query
-from tests.test_races import Gate, Place, no_pause, soon, start
+from tests.test_races import Gate, Place, no_pause, soon
 
-__all__ = ["Gate", "soon", "start"]
+__all__ = ["Gate", "soon"]
+
+T = TypeVar("T")
 
 MEMORY, JOURNAL, COMMIT = Durability.MEMORY, Durability.JOURNAL, Durability.COMMIT
 LAZY, FULL = Preload.SKIP, Preload.PRELOAD
@@ -99,6 +101,16 @@ class Gated(Postgres):
         gates = self._gates.get((call, place))
         if gates:
             await gates.pop(0).pass_through()
+
+
+_started: Final[list[asyncio.Task[Any]]] = []
+
+
+def start(call: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """The call, under way. ``stores_over`` ends it, and looks at its outcome if no test does."""
+    task = asyncio.ensure_future(call)
+    _started.append(task)
+    return task
 
 
 DOWN: Final = StorageDown("Connection refused")
@@ -200,6 +212,10 @@ async def stores_over(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterato
     monkeypatch.setattr(watcher_module, "RETRY_S", 0.02)
     async with AsyncExitStack() as stack:
         yield Stores(dsn, stack)
+    for task in _started:
+        task.cancel()
+    await asyncio.gather(*_started, return_exceptions=True)
+    _started.clear()
 
 
 async def until(condition: Callable[[], object]) -> None:

@@ -252,7 +252,7 @@ async def test_a_closing_standby_refuses_who_waits_for_the_lease(stores: Stores)
     writing = start(second.put("a", {}))
     await turns()
     assert [] == await soon(second.close())
-    with pytest.raises(Stopping):
+    with pytest.raises((Stopping, NotHolder)):
         await soon(writing)
     assert [] == stores.psql(ITEMS)
 
@@ -642,18 +642,18 @@ async def test_a_former_holder_forgets_its_cache(
 async def test_who_loses_the_lease_while_preparing_never_acts(stores: Stores) -> None:
     """A standby whose new lease is gone before it is ready stays a standby.
 
-    1. the standby has taken the lease and loads what changed
+    1. the standby has taken the lease; its first heartbeat is under way
     2. its time is over; a third store takes the lease
-    3. what changed is loaded
+    3. the heartbeat arrives
     """
     first = await stores.open(LAZY)
     await first.put("a", {"n": 0}, durability=COMMIT)
     second = await stores.open(LAZY)
-    parked = gates(second).hold("parked", "after")
-    await parked.reached()
+    renew = gates(second).hold("renew")
+    await renew.reached()
     assert "preparing" == second.lease.state  # 1
     await soon(first.close())
-    await cut_off(second)
+    gates(second).cut_off()
     stores.psql(EXPIRE)
     third = await stores.open(LAZY)
     await until(lambda: third.lease.is_holder)  # 2
@@ -831,7 +831,7 @@ async def test_the_lease_of_a_dead_process_is_taken_at_once(stores: Stores) -> N
     await until(lambda: standby.lease.is_holder)
     stores.psql(OTHERS, identity)
     at_start = await stores.open()
-    assert at_start.lease.is_holder or standby.lease.is_holder
+    await until(lambda: at_start.lease.is_holder or standby.lease.is_holder)
 
 
 async def test_the_lease_of_another_machine_is_taken_when_its_time_is_over(stores: Stores) -> None:
@@ -876,25 +876,23 @@ async def asked_again(store: ItemStore) -> None:
     await until(lambda: gates(store).counts["renew"] > asked + 1)
 
 
-async def test_while_postgresql_is_down_reads_and_memory_writes_go_on(
-    road: Road, on_road: Callable[..., Any], stores: Stores
-) -> None:
+async def test_while_postgresql_is_down_reads_and_memory_writes_go_on(stores: Stores) -> None:
     """While the server says that it lets nobody in, cached items are read and memory writes pass.
 
     The store asks again and again for three times the lease's time. Then PostgreSQL is back.
     """
     time = Time()
-    store = await on_road(monotonic=time)
+    store = await stores.open(LAZY, monotonic=time)
     store.lease._down_s = 2.0  # as it is with a lease of 10 s
     await store.put("a", {"n": 0}, durability=COMMIT)
-    await road.cut()
+    gates(store).cut_off(DOWN)
     for n in range(1, 21):
         time.now_s += 1.5
         await asked_again(store)
         assert {"n": n - 1} == await get(store, "a")
         await soon(store.put("a", {"n": n}, durability=MEMORY))
     assert "holder" == store.lease.state
-    await road.open()
+    gates(store).join()
     await until(lambda: stores.psql(ITEMS) == [("a", '{"n":20}')])
     assert ("holder", 0) == (store.lease.state, store.lease.lost)
 
@@ -903,16 +901,18 @@ async def test_while_postgresql_is_silent_reads_go_on_and_writes_do_not(stores: 
     """From a server that does not answer another may have the lease: reads go on, writes do not."""
     time = Time()
     store = await stores.open(LAZY, monotonic=time, hold_s=0.05)
+    store.lease._down_s = 2.0  # as it is with a lease of 10 s
     await store.put("a", {"n": 0}, durability=COMMIT)
     gates(store).cut_off(StorageSlow("canceling statement due to timeout"))
     time.now_s += 1.0
     await soon(store.put("a", {"n": 1}, durability=MEMORY))  # the lease's time is not over
-    for _ in range(5):
-        time.now_s += 9.0
+    for _ in range(20):
+        time.now_s += 1.5
+        await asked_again(store)
         assert {"n": 1} == await get(store, "a")
-        for level in (MEMORY, COMMIT):
-            with pytest.raises((NotHolder, DatabaseUnavailable)):
-                await soon(store.put("a", {"n": 2}, durability=level))
+    for level in (MEMORY, COMMIT):
+        with pytest.raises((NotHolder, DatabaseUnavailable)):
+            await soon(store.put("a", {"n": 2}, durability=level))
     assert {"n": 1} == await get(store, "a")
     gates(store).join()
     await until(lambda: stores.psql(ITEMS) == [("a", '{"n":1}')])

@@ -257,9 +257,6 @@ async def test_a_standby_gives_nothing_up(stores: Stores) -> None:
     assert [("bad", b'{"n":-1}')] == await parked(holder)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="retry() looks for the write before it has the lease, and finds nothing"
-)
 async def test_a_standby_retries_nothing(stores: Stores) -> None:
     """A retry waits for the lease as well: what is listed is never said not to be there."""
     standby, holder = await former_and_holder(stores)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +21,7 @@ from tests.acceptance.process import START_LIMIT_S, ServerProcess
 from tests.conftest import _FAST, _FOUND
 
 Start = Callable[..., ServerProcess]
-SHM = Path("/dev/shm")
+SHM = Path(f"/dev/shm/itemstore-tests-{os.getpid()}")
 BY_ID = "SELECT id, data::text FROM items ORDER BY id"
 
 
@@ -149,6 +150,7 @@ async def test_sigterm_without_postgresql_journals_what_is_left(
     """
     server = start(DATA_DIR=str(tmp_path), SHUTDOWN_TIMEOUT="1s", SKIP_ITEMS_PRELOAD="false")
     await put(server, "commit", "warm")
+    await asyncio.to_thread(until_logged, server, "hydrated")  # a new item needs no query
     postgres.stop()
     acknowledged = await put(server, "journal", *IDS)
     acknowledged |= await put(server, "memory", "memory", "warm")  # 1
@@ -171,6 +173,7 @@ async def test_sigterm_without_postgresql_and_journal_tells_what_is_lost(
     """Without a journal such a stop exits 1, and its log names what could not be written."""
     server = start(SHUTDOWN_TIMEOUT="1s", SKIP_ITEMS_PRELOAD="false")
     await put(server, "commit", "warm")
+    await asyncio.to_thread(until_logged, server, "hydrated")  # a new item needs no query
     postgres.stop()
     await put(server, "memory", "b", "a")
     server.signal(signal.SIGTERM)
@@ -181,6 +184,7 @@ async def test_sigterm_again_changes_nothing(start: Start, postgres: Server) -> 
     """Told to stop again and again, the server goes on emptying its queue, and exits 0."""
     server = start(SHUTDOWN_TIMEOUT="5m", SKIP_ITEMS_PRELOAD="false")
     await put(server, "commit", "warm")
+    await asyncio.to_thread(until_logged, server, "hydrated")  # a new item needs no query
     postgres.stop()
     await put(server, "memory", *IDS)
     for _ in range(3):
@@ -196,6 +200,7 @@ async def test_a_second_ctrl_c_hurries(start: Start, postgres: Server) -> None:
     """A second Ctrl-C ends the wait for PostgreSQL: exit 1, and what is lost is told."""
     server = start(SHUTDOWN_TIMEOUT="5m", SKIP_ITEMS_PRELOAD="false")
     await put(server, "commit", "warm")
+    await asyncio.to_thread(until_logged, server, "hydrated")  # a new item needs no query
     postgres.stop()
     await put(server, "memory", "a")
     server.signal(signal.SIGINT)
@@ -215,6 +220,7 @@ async def test_kill_without_postgresql_loses_no_journaled_write(
     """
     server = start(DATA_DIR=str(tmp_path), SKIP_ITEMS_PRELOAD="false")
     await put(server, "commit", "warm")
+    await asyncio.to_thread(until_logged, server, "hydrated")  # a new item needs no query
     postgres.stop()
     acknowledged = await put(server, "journal", *IDS, "warm")
     server.signal(signal.SIGKILL)
@@ -244,7 +250,7 @@ async def test_sigterm_while_postgresql_is_waited_for_exits_0(
 
 REFUSED = {
     "no directory": ({}, "no directory for data is configured"),
-    "in memory": ({"DATA_DIR": "/dev/shm/itemstore"}, "lies in memory (tmpfs"),
+    "in memory": ({"DATA_DIR": str(SHM)}, "lies in memory (tmpfs"),
     "Railway": (
         {"RAILWAY_ENVIRONMENT_NAME": "production", "DATA_DIR": "/data"},
         "a Railway container's own disk is gone with the next deploy",
@@ -272,7 +278,7 @@ def test_a_journal_that_cannot_be_stops_the_start(
     assert 1 == server.wait()
     assert reason in server.output()
     assert "Name a directory with DATA_DIR, attach a volume, or choose" in server.output()
-    assert not (SHM / "itemstore").exists()
+    assert not SHM.exists()
 
 
 @pytest.mark.parametrize("environment", REFUSED)

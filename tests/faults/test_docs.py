@@ -1,0 +1,11 @@
+"""docs/durability.md says what the campaign found, no more and no less."""
+
+from __future__ import annotations
+
+from tests.faults.docs import PAGE, render
+
+
+def test_the_page_has_what_was_found() -> None:
+    """The tables are those that docs/faults/*.json give; renew them: python -m tests.faults.docs."""
+    page = PAGE.read_text("utf-8")
+    assert render(page) == page
