@@ -22,6 +22,7 @@ class Allocator:
         self._storage = storage
         self._is_used = is_used
         self._pool = IdPool()
+        self._blocks_forgotten = 0
         self._leasing: asyncio.Task[None] | None = None
 
     def take(self) -> str | None:
@@ -35,8 +36,9 @@ class Allocator:
             self._lease()  # if it fails, who needs one will ask again
 
     def forget(self) -> None:
-        """Another instance may have created items under the ids that were leased."""
+        """Another instance may have created items under the ids leased, or under way."""
         self._pool = IdPool()
+        self._blocks_forgotten += 1
 
     async def refill(self) -> None:
         """Returns when there are ids, or the allocator was closed. Raises DatabaseUnavailable."""
@@ -64,7 +66,10 @@ class Allocator:
 
     async def _lease_block(self) -> None:
         """The ids PostgreSQL has items for are left out, and so are those written since."""
+        forgotten = self._blocks_forgotten
         block, taken = await self._storage.lease_ids(ID_BLOCK)
+        if forgotten != self._blocks_forgotten:
+            return  # who needs one will ask again
         self._pool.refill(
             item_id
             for item_id in block.ids()

@@ -31,8 +31,8 @@ def journal_dir(settings: Settings) -> Path | None:
         return data_dir / JOURNAL_DIR
     if settings.durability == "journal":
         raise StartupError(
-            f"DURABILITY=journal needs a disk that lasts, but {reason}. Name a directory with "
-            "DATA_DIR, attach a volume, or choose DURABILITY=commit."
+            f"DURABILITY=journal needs a disk that lasts, but {str(reason).rstrip('.')}. Name a "
+            "directory with DATA_DIR, attach a volume, or choose DURABILITY=commit."
         )
     return None
 

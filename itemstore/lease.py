@@ -125,8 +125,9 @@ class WriterLease:
         self.is_holder = False
         #: Until when the cache may be answered from without asking, and writes be accepted.
         self.reads_until = self.writes_until = float("-inf")
-        #: PostgreSQL has lost commits it had confirmed: they are to be applied again.
+        #: PostgreSQL has lost commits it had confirmed: they are to be written again.
         self.tail_lost = False
+        self._is_tail_unsure = False
         self.taken = 0  #: how often this instance has taken the lease
         self.lost = 0  #: how often another took it away
         self._grant: Grant | None = None
@@ -232,6 +233,15 @@ class WriterLease:
         else:
             self._lose(standing.epoch)
         return standing.is_held
+
+    @property
+    def is_tail_open(self) -> bool:
+        """Whether the last commits are, or may be, lost. Who loses the lease cannot know."""
+        return self.tail_lost or self._is_tail_unsure
+
+    def close_tail(self) -> None:
+        """They are written again."""
+        self.tail_lost = self._is_tail_unsure = False
 
     def wake(self) -> None:
         """Something the lease waits for may have happened."""
@@ -403,6 +413,8 @@ class WriterLease:
         self.is_holder, self._wants, self._is_wanted = True, False, False
         self.taken += 1
         await self._beat()
+        if not self.epoch:
+            return
         self._log.info(
             "lease_taken",
             epoch=self.epoch,
@@ -435,6 +447,8 @@ class WriterLease:
         self._log.error("lease_lost", epoch=self.epoch, to_epoch=epoch)
         self._resign()
         self.owner.lose()
+        self._is_tail_unsure = True
+        self.owner.heal()
         self._woken.set()
 
     def _resign(self) -> None:

@@ -119,7 +119,7 @@ class Persister:
     async def run(self) -> None:
         """Returns after ``stop``, with the queue empty. Nothing but that ends it."""
         while await self._has_work():
-            if self._lease.tail_lost:
+            if self._lease.is_tail_open:
                 await self._heal()
                 continue
             batch = self._queue.take(self._options.batch_items_max, self._options.batch_bytes_max)
@@ -127,7 +127,7 @@ class Persister:
             await self._purge_if_due()
 
     async def _has_work(self) -> bool:
-        while not (self._queue.has_queued or self._lease.tail_lost):
+        while not (self._queue.has_queued or self._lease.is_tail_open):
             if self._stopping:
                 return False
             self._work.clear()
@@ -158,7 +158,7 @@ class Persister:
             try:
                 is_held = await self._send(part)
                 await self._release(part)
-                if self._lease.tail_lost:
+                if self._lease.is_tail_open:
                     await self._reapply()
             except StorageRefused:
                 raise
@@ -181,12 +181,14 @@ class Persister:
         is_held = self._lease.heard(sent, standing)
         if not is_held and standing.epoch < sent.claim.epoch:
             raise StorageAway("PostgreSQL has lost our epoch of the lease; it is taken again")
+        if not is_held and 0 < sent.claim.epoch < self._lease.epoch == standing.epoch:
+            raise StorageAway("the batch was sent under an older epoch of ours")
         return is_held
 
     async def _heal(self) -> None:
         """When the lease has found the loss and there is no batch to do it with."""
         attempt = 0
-        while self._lease.tail_lost:
+        while self._lease.is_tail_open:
             try:
                 await self._reapply()
             except Exception as error:
@@ -196,19 +198,28 @@ class Persister:
                 self._note_answer(self._monotonic())
 
     async def _reapply(self) -> None:
-        """PostgreSQL came back without its last commits: those of late are written again."""
-        changes = self._recent.changes()
-        self._log.error(
-            "reapplying", changes=len(changes), hint="a failover lost what had been committed"
-        )
+        """Writes again what was committed of late, for PostgreSQL may have lost it."""
+        changes, is_lost = self._recent.changes(), self._lease.tail_lost
+        if is_lost:
+            self._log.error(
+                "reapplying", changes=len(changes), hint="a failover lost what had been committed"
+            )
         size = self._options.batch_items_max
-        try:
-            for start in range(0, len(changes), size):
-                await self._send(changes[start : start + size])
-        except StorageRefused as error:  # it was committed before: no new rule may stop a batch
-            self._log.error("reapply_refused", reason=str(error))
-        self._lease.tail_lost = False
-        self.reapplied += len(changes)
+        parts = [changes[start : start + size] for start in range(0, len(changes), size)]
+        while parts:
+            part = parts.pop()
+            try:
+                await self._send(part)
+            except StorageRefused as refusal:  # a rule that is newer than the commit
+                if len(part) > 1:
+                    middle = len(part) // 2
+                    parts += [part[middle:], part[:middle]]
+                else:
+                    await self._storage.quarantine(part[0], str(refusal))
+                    self._queue.adopt_parked(part[0])
+                    self._log.error("reapply_refused", id=part[0].id, reason=str(refusal))
+        self._lease.close_tail()
+        self.reapplied += len(changes) if is_lost else 0
 
     async def _release(self, part: list[Change]) -> None:
         superseded = [change.id for change in part if change.id in self._queue.parked]
@@ -223,6 +234,8 @@ class Persister:
         self.batches += 1
         written = part if is_held else [change for change in part if change.is_acked]
         self.committed += len(written)
+        for change in written:
+            change.is_acked = True  # should it have to be written again
         self._recent.note(written, now)
         self._log.info(
             "batch",

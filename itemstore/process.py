@@ -21,7 +21,7 @@ def identity() -> str | None:
 
 def is_gone(other: str | None) -> bool:
     """Whether that process surely runs no more: it was one of this machine's."""
-    if other is None or len(parts := other.split()) != 4:
+    if other is None or len(parts := other.split()) != 4 or not parts[2].isdecimal():
         return False
     try:
         is_here = " ".join(parts[:2]) == _place()

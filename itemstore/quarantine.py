@@ -12,6 +12,7 @@ from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.cache import Cache
 from itemstore.core.data import Encoded
+from itemstore.core.item import version_of
 from itemstore.core.operation import Repeat
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.errors import DatabaseUnavailable, ItemNotFound
@@ -64,7 +65,8 @@ class Quarantine:
         Raises ItemQuarantined if PostgreSQL refuses it again, ItemNotFound, PreconditionFailed if
         the item was written since, Unavailable.
         """
-        change = self._parked(item_id)
+        await self._lease.to_accept()
+        change = await self._parked(item_id)
         data = change.data
         await self._write(
             Repeat(item_id, None if data is None else Encoded(data), version=change.version)
@@ -74,10 +76,10 @@ class Quarantine:
     async def discard(self, item_id: str) -> None:
         """Gives the write up: the item is again as PostgreSQL has it. Raises as ``retry`` does."""
         await self._lease.to_accept()
-        change = self._parked(item_id)
+        change = await self._parked(item_id)
         load = self._cache.begin_load()
         try:
-            await self._storage.release([item_id])
+            await self._storage.discard(item_id)
             [state] = await self._storage.states([item_id])
         except StorageError as error:
             raise _away(error) from error
@@ -95,10 +97,15 @@ class Quarantine:
         else:
             self._cache.put(item_id, entry)
 
-    def _parked(self, item_id: str) -> Change:
+    async def _parked(self, item_id: str) -> Change:
+        """What is parked of the item, also if a former holder has parked it since we began."""
         change = self._queue.parked.get(item_id)
         if change is None:
-            raise _nothing(item_id)
+            change = (await self.get(item_id)).change
+            self._queue.adopt_parked(change)
+            cached = self._cache.get(item_id)
+            if cached is None or version_of(cached) < change.version:
+                self._show(item_id, None if change.deleted else change.entry)
         return change
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import http.client
 import json
 import os
 import urllib.error
@@ -210,7 +211,7 @@ def _ask(url: str, path: str, method: str = "GET") -> Any:
             return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         raise _NoAnswer(_problem(error)) from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
         raise _NoAnswer(
             f"No answer from {target}: {reason}\n"
@@ -232,6 +233,9 @@ def _told(tell: Callable[[Console], None]) -> int:
         tell(console)
     except _NoAnswer as reason:
         console.print(str(reason), style="red", markup=False)
+        return 1
+    except (KeyError, TypeError, AttributeError):
+        console.print("What answers there is not an itemstore, or not this version.", style="red")
         return 1
     return 0
 

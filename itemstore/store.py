@@ -54,7 +54,6 @@ from itemstore.watcher import Watcher
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
 NAMED_MAX: Final = 1_000  # ids in a line of the log
 
-
 T = TypeVar("T")
 
 
@@ -236,7 +235,7 @@ class ItemStore:
         at ``commit`` or ``journal``. ``hurry``, once set, ends the wait for PostgreSQL.
         """
         limit_s = self.options.shutdown_timeout_s if time_limit_s is None else time_limit_s
-        deadline = self.monotonic() + limit_s
+        deadline, hurry = self.monotonic() + limit_s, hurry or asyncio.Event()
         self._closed_by = Stopping
         self.admission.close(Stopping("The store is closing; nothing was changed."))
         self.lease.refuse()
@@ -244,13 +243,14 @@ class ItemStore:
         await self.loader.close()
         if self._persisting is not None:
             self.persister.stop()
-            waited = [self._persisting, asyncio.create_task((hurry or asyncio.Event()).wait())]
+            waited = [self._persisting, asyncio.create_task(hurry.wait())]
             await asyncio.wait(waited, timeout=max(0.0, limit_s), return_when="FIRST_COMPLETED")
             await end(waited)
         left = sorted(self.queue.dirty_ids())
         is_kept = await self.journaling.close()
         if self._persisting is not None:
-            await self.lease.close(max(LET_GO_S, deadline - self.monotonic()))
+            rest_s = 0.0 if hurry.is_set() else deadline - self.monotonic()
+            await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
         await end([self._watching])
         await self._storage.close()
@@ -341,9 +341,9 @@ class ItemStore:
             if known is not UNKNOWN:
                 return known
             await self._load(item_id)
-        promised = self.queue.promised(item_id)  # it may be committed while the load is under way
-        loaded = await self._load(item_id)
-        newest = _newer(loaded, self.queue.promised(item_id) or promised)
+        promised = self.queue.promised(item_id)  # it may be committed during the load
+        newest = await self._load(item_id)
+        newest = _newer(newest, self.queue.promised(item_id) or promised)
         if item_id in self.queue.parked:
             newest = _newer(newest, await self.quarantine.change(item_id))
         return newest
@@ -459,6 +459,7 @@ class ItemStore:
         Raises InvalidDurability if there is no such level, DurabilityUnavailable if it cannot be
         given: a level is never weakened in silence.
         """
+        self._check_open()
         return self.journaling.level(durability)
 
     async def write(self, operation: Write, durability: Durability | str | None = None) -> Item:

@@ -91,7 +91,6 @@ async def test_the_level_is_journal_where_there_is_one(stores: Stores, directory
         without.level("journal")
 
 
-@pytest.mark.xfail(strict=True, reason="before the start level() says that there is no journal")
 async def test_a_store_that_starts_does_not_deny_its_journal(
     stores: Stores, directory: Path
 ) -> None:
@@ -453,9 +452,6 @@ async def test_the_hurried_close_does_not_wait(stores: Stores, directory: Path) 
     assert (directory / FILE_NAME).exists()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a hurried close still gives the release of the lease all of its time"
-)
 async def test_the_hurried_close_does_not_wait_for_the_lease_either(
     stores: Stores, directory: Path
 ) -> None:

@@ -920,9 +920,6 @@ async def test_while_postgresql_is_silent_reads_go_on_and_writes_do_not(stores: 
     assert {"n": 3} == (await soon(store.put("a", {"n": 3}, durability=MEMORY))).data
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a heartbeat that timed out waits 5 s more for psycopg's own cancellation"
-)
 async def test_a_silent_server_keeps_no_reader_waiting(
     road: Road, on_road: Callable[..., Any]
 ) -> None:
@@ -960,9 +957,6 @@ async def test_generated_ids_never_meet_ids_chosen_under_another_holder(stores: 
     assert [{"by": "hand"}] * 50 == [await get(first, item_id) for item_id in chosen]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Allocator.forget() leaves a lease of ids under way, whose ids come later"
-)
 async def test_ids_under_way_at_the_handover_are_forgotten_too(stores: Stores) -> None:
     """A block whose answer arrives after the lease was away and back is not given out.
 

@@ -102,7 +102,6 @@ def test_nonsense_is_not_gone(other: str | None) -> None:
     assert not process.is_gone(other)
 
 
-@pytest.mark.xfail(strict=True, reason="is_gone() raises ValueError for a pid that is no number")
 def test_nonsense_of_this_place_is_not_gone() -> None:
     """Of this machine, too, what names no process says nothing."""
     boot, namespace, _, started = own()

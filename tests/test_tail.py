@@ -173,11 +173,6 @@ async def test_the_lease_is_regained_when_its_epoch_is_lost(stores: Stores) -> N
     assert "lease_regained" in stores.logged.names()
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="a batch sent under the lost epoch is fenced, and stays in the cache: heard() of it is "
-    "False although the lease is ours again",
-)
 async def test_a_batch_on_its_way_when_the_lease_is_regained_is_sent_again(stores: Stores) -> None:
     """A batch under the lost epoch is no other's loss: it is written under the new one.
 
@@ -278,9 +273,6 @@ async def test_many_are_written_again_in_batches(stores: Stores) -> None:
     assert 10 == number(store, REAPPLIED)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_reapply() gives up all that is left when PostgreSQL refuses one row"
-)
 async def test_a_row_that_is_refused_now_holds_up_no_other(stores: Stores) -> None:
     """One lost commit that a new rule refuses does not keep the others from being written again."""
     store = await three(stores)
@@ -298,9 +290,6 @@ async def test_a_row_that_is_refused_now_holds_up_no_other(stores: Stores) -> No
     assert [("a", '{"n":1}'), ("c", '{"n":1}')] == [row for row in there if row[0] != "b"]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_lose() does not look at the high water: what was lost is not noticed"
-)
 async def test_who_loses_the_lease_in_the_failover_writes_again_as_well(stores: Stores) -> None:
     """A failover longer than the lease loses nothing that was confirmed either.
 

@@ -111,6 +111,8 @@ class Repeat:
             raise PreconditionFailed(
                 f"The item {self.id!r} was written since: it has the version {version_of(old)}."
             )
+        if old is None and self.text is not None:
+            raise PreconditionFailed(f"The item {self.id!r} was deleted since.")
         return self.text
 
 

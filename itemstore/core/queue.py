@@ -215,6 +215,10 @@ class WriteQueue:
         """What quarantine holds, in place of what was known of it."""
         self._parked = {change.id: change for change in changes}
 
+    def adopt_parked(self, change: Change) -> None:
+        """Quarantine holds this one as well."""
+        self._parked[change.id] = change
+
     def unpark(self, item_id: str) -> Change | None:
         """Forgets what is parked of this id; returns it."""
         return self._parked.pop(item_id, None)

@@ -199,6 +199,9 @@ class Storage(Protocol):
     async def release(self, ids: Sequence[str]) -> None:
         """Newer changes of these ids are committed: forgets what was quarantined of them."""
 
+    async def discard(self, item_id: str) -> None:
+        """Forgets what was quarantined of the item, for good. May be called at any time."""
+
     async def purge(self, before_version: int) -> int:
         """Forgets some of the tombstones older than this; returns how many, 0 when none is left."""
 

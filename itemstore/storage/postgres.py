@@ -120,7 +120,7 @@ class Postgres:
     async def close(self) -> None:
         await self._pool.close()
         for session in (self._listener, self._preloader, self._lessee, self._writer):
-            await session.close()
+            await session.end()
 
     async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
         try:
@@ -184,6 +184,9 @@ class Postgres:
     async def release(self, ids: Sequence[str]) -> None:
         await self._writer.run(statements.RELEASE, {"ids": list(ids)})
 
+    async def discard(self, item_id: str) -> None:
+        await self._read(statements.DISCARD, {"id": item_id})
+
     async def purge(self, before_version: int) -> int:
         await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(count,)] = await self._writer.run(statements.PURGE, {"before": before_version})
@@ -226,7 +229,7 @@ class Postgres:
         return [ForeignChange(*row) for row in rows]
 
     async def states(self, ids: Sequence[str]) -> list[State]:
-        rows = await self._listener.run(statements.STATES, {"ids": list(ids)}, binary=True)
+        rows = await self._read(statements.STATES, {"ids": list(ids)})
         return [State(item_id, entry, version or 0) for item_id, entry, version in rows]
 
     async def forget_foreign_changes(self, seqs: Sequence[int], epoch: int) -> None:

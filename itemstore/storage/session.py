@@ -21,6 +21,7 @@ from itemstore.storage import (
 
 CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 10.0
+BURIAL_MAX_S: Final = 10.0  # psycopg gives up cancelling after 5 s
 LOST_SESSION_WAIT_MS: Final = 5_000
 
 #: Connecting fails without an SQLSTATE, whatever the server said; these never pass by waiting.
@@ -131,6 +132,7 @@ class Session:
         self._on_connect = on_connect
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._was_lost = False
+        self._burials: set[asyncio.Task[None]] = set()
 
     async def run(
         self,
@@ -140,13 +142,22 @@ class Session:
         time_limit_s: float = READ_TIMEOUT_S,
         binary: bool = False,
     ) -> list[TupleRow]:
-        """The rows. Raises StorageError; the connection is dropped unless it is surely sound."""
+        """The rows. Raises StorageError; the connection is dropped unless it is surely sound.
+
+        The call is a task of its own, so that a server that is silent holds nobody up beyond the
+        limit: psycopg takes some more seconds to cancel what it has sent.
+        """
+        call = asyncio.create_task(self._execute(statement, parameters, binary=binary))
         try:
-            async with asyncio.timeout(time_limit_s):
-                connection = await self._connected()
-                cursor = connection.cursor(binary=binary)
-                await cursor.execute(statement.encode(), parameters)
-                return await cursor.fetchall() if cursor.description else []
+            done, _ = await asyncio.wait([call], timeout=time_limit_s)
+        except BaseException:
+            self._abandon(call)
+            raise
+        if not done:
+            self._abandon(call)
+            raise StorageSlow(f"no answer within {time_limit_s:g} s")
+        try:
+            return call.result()
         except StorageError:
             raise
         except Exception as error:
@@ -155,10 +166,23 @@ class Session:
                 self._was_lost = True
                 await self.close()
             raise failure from error
-        except BaseException:
-            self._was_lost = True
-            await self.close()
-            raise
+
+    async def _execute(
+        self, statement: str, parameters: dict[str, Any] | None, *, binary: bool
+    ) -> list[TupleRow]:
+        connection = await self._connected()
+        cursor = connection.cursor(binary=binary)
+        await cursor.execute(statement.encode(), parameters)
+        return await cursor.fetchall() if cursor.description else []
+
+    def _abandon(self, call: asyncio.Task[list[TupleRow]]) -> None:
+        """What was sent may still take effect; the next call has a connection of its own."""
+        self._was_lost = True
+        connection, self._connection = self._connection, None
+        call.cancel()
+        burial = asyncio.create_task(_bury(call, connection))
+        self._burials.add(burial)
+        burial.add_done_callback(self._burials.discard)
 
     async def notified(self, time_limit_s: float) -> None:
         """Returns at a notification or after the time limit. Raises StorageError."""
@@ -171,9 +195,16 @@ class Session:
             raise classify(error) from error
 
     async def close(self) -> None:
+        """Ends the connection. The next call opens another."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.close()
+
+    async def end(self) -> None:
+        """Ends it for good."""
+        await self.close()
+        if self._burials:
+            await asyncio.wait(self._burials, timeout=BURIAL_MAX_S)
 
     async def _connected(self) -> psycopg.AsyncConnection[TupleRow]:
         if self._connection is None or self._connection.closed:
@@ -201,3 +232,13 @@ class Session:
             if await cursor.fetchone() == (True,):
                 return
         raise StorageAway("the session of a lost connection is still busy")
+
+
+async def _bury(
+    call: asyncio.Task[Any], connection: psycopg.AsyncConnection[TupleRow] | None
+) -> None:
+    await asyncio.wait([call])
+    if not call.cancelled():
+        call.exception()  # nobody asks any more
+    if connection is not None:
+        await connection.close()

@@ -136,6 +136,8 @@ SELECT %(id)s, %(version)s, %(data)s, {_time("%(created)s::bigint")}, %(error)s
 
 RELEASE: Final = "DELETE FROM quarantine WHERE id = ANY(%(ids)s::text[])"
 
+DISCARD: Final = "DELETE FROM quarantine WHERE id = %(id)s RETURNING id"
+
 #: What a crash kept from being released: before tombstones are purged, or a deleted item would come
 #: back from quarantine.
 RELEASE_OVERTAKEN: Final = """

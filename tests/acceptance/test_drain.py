@@ -292,7 +292,6 @@ def test_without_being_asked_for_by_name_there_is_no_journal(environment: str) -
     assert reason in refusal.value.detail
 
 
-@pytest.mark.xfail(strict=True, reason="lasting() ends with a full stop, and so does its sentence")
 def test_the_reason_is_a_sentence() -> None:
     """The refusal reads as sentences do."""
     given = {"DATABASE_URL": "postgresql:///x", "DURABILITY": "journal", "DATA_DIR": "/dev/shm/x"}

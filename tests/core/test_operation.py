@@ -30,9 +30,6 @@ def test_an_item_that_was_written_since_is_left_alone(text: Encoded | None, vers
         Repeat("a", text, version=7).decide(pack(version, 1, b"{}"))
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Repeat.decide() takes an item deleted since for one never written"
-)
 def test_an_item_that_was_deleted_since_is_left_alone() -> None:
     """The repetition of a refused upsert does not bring back an item that was deleted since."""
     with pytest.raises(PreconditionFailed):

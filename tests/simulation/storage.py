@@ -204,6 +204,9 @@ class FlakyStorage:
         with self._alone("release"):
             await self._call("release", lambda: self.disk.release(ids))
 
+    async def discard(self, item_id: str) -> None:
+        await self._call("discard", lambda: self.disk.release([item_id]))
+
     async def purge(self, before_version: int) -> int:
         with self._alone("purge"):
             return await self._call(

@@ -969,7 +969,7 @@ async def test_a_cancelled_write_is_ended_in_the_server(db: Holder, database: st
 async def test_a_write_that_takes_too_long_is_slow(
     db: Holder, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A write that exceeds its time is StorageSlow, takes no effect later, and can be repeated."""
+    """A write that exceeds its time is StorageSlow; the next one first ends what is left of it."""
     monkeypatch.setattr(postgres, "WRITE_TIMEOUT_S", 0.05)
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE items")
@@ -977,7 +977,12 @@ async def test_a_write_that_takes_too_long_is_slow(
             await db.write([upsert("a", 1)])
     monkeypatch.undo()
     await db.write([upsert("b", 2)])
-    assert tables(database)[0] == [("b", 2, "{}")]
+    writers = (
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name LIKE 'itemstore writer%'"
+    )
+    assert query(database, f"{writers} AND datname = current_database()") == [1]
+    await db.write([upsert("a", 3)])
+    assert tables(database)[0] == [("a", 3, "{}"), ("b", 2, "{}")]
 
 
 @pytest.mark.parametrize("call", ["write", "load", "page", "select", "lease_ids", "purge"])

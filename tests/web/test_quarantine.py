@@ -253,9 +253,6 @@ async def test_without_a_server_the_command_says_what_to_do(command: tuple[str, 
         assert url in told.output
 
 
-@pytest.mark.xfail(
-    strict=True, reason="_ask() lets http.client's own exceptions and other JSON through"
-)
 @pytest.mark.parametrize(
     "answer",
     [b"no HTTP\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"],

@@ -46,7 +46,6 @@ class BadRows(Scenario):
         return verdict
 
     def _check(self, state: State, verdict: Verdict) -> None:
-        verdict.expect(bool(state.quarantine), "nothing was quarantined")
         for item_id, (version, envelope) in state.quarantine.items():
             verdict.expect(
                 envelope is not None and "poison" in envelope,
