@@ -215,8 +215,7 @@ class ItemStore:
                 f"PostgreSQL did not answer within {connect_timeout_s:g} s. Is it running, "
                 "and does DATABASE_URL name the right host and port?"
             ) from None
-        self.clock.saw(self.clock.now())
-        self.clock.saw(found.newest_version)
+        self.clock.saw(max(self.clock.now(), found.newest_version))
         self._succession.begin(found)
         self._persisting = asyncio.create_task(self.persister.run(), name="persister")
         await self.journaling.open(found)
@@ -342,8 +341,7 @@ class ItemStore:
                 return known
             await self._load(item_id)
         promised = self.queue.promised(item_id)  # it may be committed during the load
-        newest = await self._load(item_id)
-        newest = _newer(newest, self.queue.promised(item_id) or promised)
+        newest = _newer(await self._load(item_id), self.queue.promised(item_id) or promised)
         if item_id in self.queue.parked:
             newest = _newer(newest, await self.quarantine.change(item_id))
         return newest
@@ -459,7 +457,8 @@ class ItemStore:
         Raises InvalidDurability if there is no such level, DurabilityUnavailable if it cannot be
         given: a level is never weakened in silence.
         """
-        self._check_open()
+        if self._closed_by is Starting:  # whether there is a journal is not known yet
+            self._check_open()
         return self.journaling.level(durability)
 
     async def write(self, operation: Write, durability: Durability | str | None = None) -> Item:

@@ -6,6 +6,6 @@ from tests.faults.docs import PAGE, render
 
 
 def test_the_page_has_what_was_found() -> None:
-    """The tables are those that docs/faults/*.json give; renew them: python -m tests.faults.docs."""
+    """The tables are those of docs/faults/*.json; ``python -m tests.faults.docs`` renews them."""
     page = PAGE.read_text("utf-8")
     assert render(page) == page
