@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+import hypothesis
 import psycopg
 import pytest
 
@@ -22,6 +23,12 @@ MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one
 _FOUND = {installation.major: installation for installation in reversed(find_installations())}
 #: Durability of the server under the tests is tested elsewhere; here it would only cost time.
 _FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+
+# No test fails by time: not by Hypothesis' own measure of it either, on a machine that is busy.
+hypothesis.settings.register_profile(
+    "itemstore", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("itemstore")
 
 # Nothing of the developer's own environment may change what the tests do.
 for _name in ("DATABASE_URL", "DATABASE_UNPOOLED_URL", "DATA_DIR", "DURABILITY", "PORT", "HOST"):
