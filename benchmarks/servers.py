@@ -132,7 +132,8 @@ class Server:
 
 
 def is_hydrated(readyz: Answer) -> bool:
-    return bool(orjson.loads(readyz.body)["hydrated"])
+    """Few items may be there before the first request is answered."""
+    return readyz.status == 200 and bool(orjson.loads(readyz.body)["hydrated"])
 
 
 @contextmanager
