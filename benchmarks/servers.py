@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from psycopg.conninfo import make_conninfo
 from psycopg.sql import SQL, Identifier
 
 from benchmarks.client import Answer, Client
+from benchmarks.ports import Port
 from itemstore.settings import table
 from itemstore.storage.embedded import EmbeddedPostgres
 
@@ -140,7 +140,8 @@ def is_hydrated(readyz: Answer) -> bool:
 def itemstore(dsn: str, **settings: str) -> Iterator[Server]:
     """A fresh itemstore over the database; stopped by SIGTERM at the end."""
     with tempfile.TemporaryDirectory(prefix="itemstore-benchmark-") as directory:
-        server = _start(Path(directory, "log"), settings | {"DATABASE_URL": dsn})
+        port = Port()
+        server = _start(Path(directory, "log"), port.number, settings | {"DATABASE_URL": dsn})
         try:
             yield server
             server.stop()
@@ -148,10 +149,10 @@ def itemstore(dsn: str, **settings: str) -> Iterator[Server]:
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
+            port.close()
 
 
-def _start(log: Path, settings: dict[str, str]) -> Server:
-    port = free_port()
+def _start(log: Path, port: int, settings: dict[str, str]) -> Server:
     environment = _environment(settings | {"PORT": str(port)})
     command = [sys.executable, "-m", "itemstore", "serve"]
     with log.open("wb") as output:
@@ -164,9 +165,3 @@ def _environment(settings: dict[str, str]) -> dict[str, str]:
     """Ours, but nothing in it that would change what the server does."""
     inherited = {name: value for name, value in os.environ.items() if name not in table()}
     return inherited | {"HOST": "127.0.0.1", "LOG_LEVEL": "warning"} | settings
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port: int = taken.getsockname()[1]
-        return port

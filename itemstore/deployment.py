@@ -8,7 +8,6 @@ from typing import Final
 from itemstore.database import default_data_dir
 from itemstore.errors import StartupError
 from itemstore.settings import Settings
-from itemstore.storage.journal import lasting
 
 JOURNAL_DIR: Final = "journal"  # in the directory for data
 
@@ -26,6 +25,8 @@ def journal_dir(settings: Settings) -> Path | None:
     elif settings.railway_environment_name and not _on_volume(data_dir, settings):
         reason = "a Railway container's own disk is gone with the next deploy"
     else:
+        from itemstore.storage.journal import lasting  # a store without one needs no SQLite
+
         reason = lasting(data_dir)
     if reason is None and data_dir is not None:
         return data_dir / JOURNAL_DIR

@@ -158,13 +158,16 @@ class Journaling:
         if not self._has_begun:  # what is left was found there, and is there still
             await self.journal.close(keep=True)
             return True
-        self.journal.trim(self._queue.settled_version(self._clock.newest))
+        self.journal.trim(self._settled_version())
         left = self._queue.dirty()
         for change in left:
             self.journal.append(change, None)
         is_kept = await self.journal.flush() if left else True
         await self.journal.close(keep=bool(left))
         return is_kept
+
+    def _settled_version(self) -> int:
+        return self._queue.settled_version(self._clock.newest)
 
     async def _trim(self) -> None:
         while True:
@@ -175,7 +178,7 @@ class Journaling:
         """Lets go of what was committed ``RECENT_S`` ago; of all that is, when space is short."""
         assert self.journal is not None  # noqa: S101 - our own error, not a caller's
         now_s = self._monotonic()
-        settled = self._queue.settled_version(self._clock.newest)
+        settled = self._settled_version()
         self._settled.append((now_s, settled))
         if self.journal.bytes_used > CROWDED * self._options.journal_bytes_max:
             self._settled.clear()

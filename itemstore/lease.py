@@ -15,9 +15,11 @@ successful call was *sent*, by a clock that also runs while the machine sleeps:
     4. PostgreSQL names B; A is a standby. What A had acknowledged is still written, through the
        version guard, and noted for B; what A had not acknowledged is refused
 
-While PostgreSQL cannot be asked, cached items are still read: there is no better answer. Writes are
-accepted until the lease runs out; beyond that only as long as the server itself says that it lets
-nobody in, for then nobody can have taken it. If it is silent they are held, and refused.
+While PostgreSQL cannot be asked, cached items are still read: there is no better answer. Not by who
+has slept past its time: it has missed more than it knows of, and reads through PostgreSQL until it
+is answered. Writes are accepted until the lease runs out; beyond that only as long as the server
+itself says that it lets nobody in, for then nobody can have taken it. If it is silent they are
+held, and refused.
 """
 
 from __future__ import annotations
@@ -148,6 +150,11 @@ class WriterLease:
         self._task: asyncio.Task[None] | None = None
 
     @property
+    def held_epoch(self) -> int:
+        """The epoch while this instance acts as holder; 0 otherwise."""
+        return self.epoch if self.is_holder else 0
+
+    @property
     def state(self) -> str:
         """One word: holder, yielding, preparing, standby; unsure if its time is over."""
         if not self.epoch:
@@ -207,12 +214,12 @@ class WriterLease:
 
     async def to_answer(self) -> bool:
         """Whether the cache may be answered from; asks PostgreSQL if the lease's time is over."""
-        while self.is_holder and self._monotonic() >= self.reads_until:
+        if self.is_holder and self._monotonic() >= self.reads_until:
             if self._turn is None:
                 self._turn = asyncio.get_running_loop().create_future()
             self._woken.set()
             await asyncio.shield(self._turn)
-        return self.is_holder
+        return self._monotonic() < self.reads_until
 
     # --- what the persister asks
 
@@ -461,7 +468,7 @@ class WriterLease:
     def _doubt(self, failure: StorageError, asked_at: float) -> float:
         """PostgreSQL could not be asked: what may go on meanwhile. When to ask again, in seconds.
 
-        Whoever was frozen while a call was under way learns nothing from its failing.
+        Whoever was frozen before the call or during it learns nothing from its failing.
         """
         self._free_since = None
         tell = self._log.error if isinstance(failure, StorageBroken) else self._log.debug
@@ -469,7 +476,7 @@ class WriterLease:
         now = self._monotonic()
         if now >= asked_at + self._lease_s * GRACE_SHARE:
             return 0.0
-        if self.is_holder:
+        if self.is_holder and asked_at < self.reads_until:
             self.reads_until = max(self.reads_until, now + self._lease_s * GRACE_SHARE)
             if isinstance(failure, StorageDown) and now < self.writes_until:
                 self.writes_until = max(self.writes_until, asked_at + self._down_s)

@@ -26,7 +26,7 @@ from typing import Final
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.cache import Cache, Load, Row
-from itemstore.core.queue import WriteQueue
+from itemstore.core.queue import WriteQueue, newer
 from itemstore.errors import DatabaseUnavailable, Overloaded
 from itemstore.storage import Storage, StorageError
 from itemstore.tasks import end
@@ -88,6 +88,28 @@ class Loader:
             self._schedule()
         return await asyncio.shield(future)
 
+    async def newest(self, item_id: str) -> bytes | None:
+        """The newest there is of it, for who answers from no cache. Raises as ``load`` does.
+
+        That is what PostgreSQL has, unless something newer was acknowledged here.
+        """
+        promised = self._queue.promised(item_id)  # it may be committed during the load
+        loaded = await self.load(item_id)
+        promised = self._queue.promised(item_id) or promised
+        if promised is None:
+            return loaded
+        if loaded is None and await self._version(item_id) >= promised.version:
+            return None
+        return newer(loaded, promised)
+
+    async def _version(self, item_id: str) -> int:
+        """PostgreSQL's, also of an item that was deleted."""
+        try:
+            [state] = await self._storage.states([item_id])
+        except StorageError as error:
+            raise _away(error) from error
+        return state.version
+
     def _schedule(self) -> None:
         """One query for all that is wanted until the end of this turn of the loop."""
         if not self._is_scheduled and self._wanted and len(self._tasks) < LOADS_MAX:
@@ -120,10 +142,7 @@ class Loader:
                 self._keep(load, batch, found)
             failure = None
         except StorageError as error:
-            failure = DatabaseUnavailable(
-                f"The item is not in memory and PostgreSQL does not answer ({error.kind}). "
-                "Repeat later."
-            )
+            failure = _away(error)
         except Exception as error:  # a reader must never wait for ever for a bug of ours
             failure = error
         finally:
@@ -190,6 +209,12 @@ class Loader:
         # Also of a task that was cancelled before its first step, and so never ran at all.
         for future in (*self._loading.values(), *self._wanted.values()):
             _resolve(future, None, DatabaseUnavailable("The store is closing."))
+
+
+def _away(error: StorageError) -> DatabaseUnavailable:
+    return DatabaseUnavailable(
+        f"The item is not in memory and PostgreSQL does not answer ({error.kind}). Repeat later."
+    )
 
 
 def _resolve(

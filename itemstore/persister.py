@@ -143,8 +143,7 @@ class Persister:
                 await self._write(part)
             except (StorageRefused, StorageSlow) as failure:
                 if len(part) > 1:
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
+                    parts += _halves(part)
                 elif isinstance(failure, StorageRefused):
                     await self._park(part[0], failure)
                 else:
@@ -212,8 +211,7 @@ class Persister:
                 await self._send(part)
             except StorageRefused as refusal:  # a rule that is newer than the commit
                 if len(part) > 1:
-                    middle = len(part) // 2
-                    parts += [part[middle:], part[:middle]]
+                    parts += _halves(part)
                 else:
                     await self._storage.quarantine(part[0], str(refusal))
                     self._queue.adopt_parked(part[0])
@@ -335,6 +333,12 @@ class Persister:
             self._log.warning("purge_failed", reason=str(failure))
         if not purged:  # else more may be left: go on after the next batch
             self._purge_at = self._monotonic() + PURGE_INTERVAL_S
+
+
+def _halves(part: list[Change]) -> tuple[list[Change], list[Change]]:
+    """The second first: parts are taken from the end."""
+    middle = len(part) // 2
+    return part[middle:], part[:middle]
 
 
 _KINDS: Final = (StorageAway, StorageDown, StorageSlow, StorageRefused, StorageBroken)

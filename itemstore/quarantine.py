@@ -49,15 +49,14 @@ class Quarantine:
 
     async def get(self, item_id: str) -> Parked:
         """Raises ItemNotFound if nothing of this item is in it, DatabaseUnavailable."""
-        for each in await self.list():
-            if each.change.id == item_id:
-                return each
-        raise _nothing(item_id)
+        parked = await self.find(item_id)
+        if parked is None:
+            raise ItemNotFound(f"Nothing of an item {item_id!r} is in quarantine.")
+        return parked
 
-    async def change(self, item_id: str) -> Change | None:
+    async def find(self, item_id: str) -> Parked | None:
         """What is in it of this item. Raises DatabaseUnavailable."""
-        parked = {each.change.id: each.change for each in await self.list()}
-        return parked.get(item_id)
+        return next((each for each in await self.list() if each.change.id == item_id), None)
 
     async def retry(self, item_id: str) -> None:
         """Writes it again, as of now, and waits for the commit.
@@ -107,10 +106,6 @@ class Quarantine:
             if cached is None or version_of(cached) < change.version:
                 self._show(item_id, None if change.deleted else change.entry)
         return change
-
-
-def _nothing(item_id: str) -> ItemNotFound:
-    return ItemNotFound(f"Nothing of an item {item_id!r} is in quarantine.")
 
 
 def _away(error: StorageError) -> DatabaseUnavailable:

@@ -27,9 +27,9 @@ from itemstore.core import listing
 from itemstore.core.cache import Cache
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack, version_of
+from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
-from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.queue import Change, WriteQueue, newer
 from itemstore.errors import (
     CommitUnconfirmed,
     DatabaseUnavailable,
@@ -118,7 +118,7 @@ class ItemStore:
             self.queue,
             storage,
             self.log,
-            epoch=lambda: self.lease.epoch if self.lease.is_holder else 0,
+            epoch=lambda: self.lease.held_epoch,
             monotonic=monotonic,
             chance=chance,
         )
@@ -128,7 +128,7 @@ class ItemStore:
             storage,
             self.log,
             on_version=self.clock.saw,
-            epoch=lambda: self.lease.epoch if self.lease.is_holder else 0,
+            epoch=lambda: self.lease.held_epoch,
         )
         self._ids = Allocator(storage, self._is_used)
         self._succession = Succession(
@@ -339,11 +339,10 @@ class ItemStore:
             known = self._known(item_id)
             if known is not UNKNOWN:
                 return known
-            await self._load(item_id)
-        promised = self.queue.promised(item_id)  # it may be committed during the load
-        newest = _newer(await self._load(item_id), self.queue.promised(item_id) or promised)
-        if item_id in self.queue.parked:
-            newest = _newer(newest, await self.quarantine.change(item_id))
+            await self._timely(self.loader.load(item_id))
+        newest = await self._timely(self.loader.newest(item_id))
+        if item_id in self.queue.parked and (parked := await self.quarantine.find(item_id)):
+            newest = newer(newest, parked.change)
         return newest
 
     def _known(self, item_id: str) -> bytes | _Unknown | None:
@@ -351,18 +350,18 @@ class ItemStore:
         entry = self.cache.entries.get(item_id)
         if entry is not None:
             return entry
-        if self.cache.is_absent(item_id) or self.queue.get(item_id) is not None:
+        if self.cache.is_absent(item_id) or item_id in self.queue:
             return None  # what is pending and not cached is a delete
         return UNKNOWN
 
     def _is_used(self, item_id: str) -> bool:
         """Whether an item of this id was written here; PostgreSQL may not know it yet."""
-        return item_id in self.cache.entries or self.queue.get(item_id) is not None
+        return item_id in self.cache.entries or item_id in self.queue
 
-    async def _load(self, item_id: str) -> bytes | None:
+    async def _timely(self, loading: Awaitable[bytes | None]) -> bytes | None:
         try:
             async with asyncio.timeout(self.options.load_timeout_s):
-                return await self.loader.load(item_id)
+                return await loading
         except TimeoutError:
             raise DatabaseUnavailable(
                 "The item is not in memory and PostgreSQL did not answer within "
@@ -438,7 +437,9 @@ class ItemStore:
         unknown = dict.fromkeys(
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
         )
-        loads = await asyncio.gather(*map(self._load, unknown), return_exceptions=True)
+        loads = await asyncio.gather(
+            *(self._timely(self.loader.load(each)) for each in unknown), return_exceptions=True
+        )
         answers = zip(unknown, loads, strict=True)
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
         begun = [
@@ -492,7 +493,7 @@ class ItemStore:
                 if known is not UNKNOWN:
                     old = known
                     break
-                await self._load(item_id)
+                await self._timely(self.loader.load(item_id))
         return self._apply(item_id, old, operation.decide(old), level)
 
     def _apply(
@@ -574,13 +575,6 @@ class ItemStore:
         self.admission.let_in()
         if self.lease.is_yielding and not len(self.queue):
             self.lease.wake()
-
-
-def _newer(loaded: bytes | None, change: Change | None) -> bytes | None:
-    """Of what PostgreSQL has in its table and what is not there (yet)."""
-    if change is None or (loaded is not None and version_of(loaded) >= change.version):
-        return loaded
-    return None if change.deleted else change.entry
 
 
 async def _outcome(step: Awaitable[T]) -> T | ItemStoreError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import tempfile
@@ -18,6 +17,8 @@ from itemstore.options import Options
 from itemstore.storage.embedded import EmbeddedPostgres
 from itemstore.storage.installations import find_installations
 from itemstore.store import ItemStore
+from tests.sql import make_database
+from tests.stores import Stores, stores_over
 
 MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one
 _FOUND = {installation.major: installation for installation in reversed(find_installations())}
@@ -61,17 +62,6 @@ def server(public_dir: Path) -> Iterator[Callable[[int], str]]:
     yield start
     for embedded, _ in running.values():
         embedded.stop()
-
-
-_numbers = itertools.count(1)
-
-
-def make_database(server_dsn: str) -> str:
-    """A new empty database; its DSN."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
-    return psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
 
 
 class Databases:
@@ -142,3 +132,10 @@ async def open_store(dsn: str) -> AsyncIterator[Callable[..., object]]:
 async def store(open_store: Callable[..., object]) -> ItemStore:
     """A running store over an empty database."""
     return await open_store()  # type: ignore[misc,no-any-return]
+
+
+@pytest.fixture
+async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
+    """Stores over one database, behind gates; closes them in the end."""
+    async with stores_over(dsn, monkeypatch) as made:
+        yield made

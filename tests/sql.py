@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -38,6 +40,17 @@ class Holder(Postgres):
             self._claim = replace(self._claim, epoch=grant.epoch)
             await self._lessee.run("UPDATE writer_lease SET settled = 0")  # tests count versions
         return await super().write(changes, claim or self._claim)
+
+
+_numbers = itertools.count(1)
+
+
+def make_database(server_dsn: str) -> str:
+    """A new empty database; its DSN."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with psycopg.connect(server_dsn, autocommit=True) as connection:
+        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+    return psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
 
 
 def query(dsn: str, statement: str, *parameters: object) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +17,7 @@ from itemstore.storage import journal_file
 from itemstore.storage.journal import Journal
 from itemstore.storage.journal_file import FILE_NAME
 from itemstore.store import ItemStore
-from tests.conftest import make_database
-from tests.sql import query
+from tests.sql import make_database, query
 from tests.stores import (
     COMMIT,
     DOWN,
@@ -34,18 +32,11 @@ from tests.stores import (
     gates,
     soon,
     start,
-    stores_over,
     until,
 )
 from tests.test_races import turns
 
 ITEMS = "SELECT id, data::text FROM items ORDER BY id"
-
-
-@pytest.fixture
-async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
-    async with stores_over(dsn, monkeypatch) as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -28,7 +27,6 @@ from tests.stores import (
     hand_over,
     soon,
     start,
-    stores_over,
     take_away,
     until,
 )
@@ -37,12 +35,6 @@ from tests.test_races import turns
 ITEMS = "SELECT id, data::text FROM items ORDER BY id"
 REFUSE = "ALTER TABLE items ADD CONSTRAINT no_negative CHECK (data ->> 'n' NOT LIKE '-%')"
 ALLOW = "ALTER TABLE items DROP CONSTRAINT no_negative"
-
-
-@pytest.fixture
-async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
-    async with stores_over(dsn, monkeypatch) as made:
-        yield made
 
 
 @pytest.fixture(params=[FULL, LAZY], ids=["preload", "on demand"])

@@ -38,8 +38,7 @@ from itemstore.options import Durability, Options, Preload
 from itemstore.storage import Claim, ListQuery, Standing, StorageAway, StorageError, StorageSlow
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
-from tests.conftest import make_database
-from tests.sql import EMPTY, NO_CLAIM, query, tables
+from tests.sql import EMPTY, NO_CLAIM, make_database, query, tables
 
 MEMORY, COMMIT = Durability.MEMORY, Durability.COMMIT
 LAZY, FULL = Preload.SKIP, Preload.PRELOAD

@@ -7,7 +7,6 @@ were, so that the store cannot tell it from a standby that was promoted too earl
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from typing import Any
 
 import psycopg
@@ -28,19 +27,12 @@ from tests.stores import (
     gates,
     soon,
     start,
-    stores_over,
     until,
 )
 from tests.test_races import turns
 
 ITEMS = "SELECT id, data::text FROM items ORDER BY id"
 TABLES = ("items", "tombstones", "quarantine", "writer_lease", "foreign_changes")
-
-
-@pytest.fixture
-async def stores(dsn: str, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stores]:
-    async with stores_over(dsn, monkeypatch) as made:
-        yield made
 
 
 class Replica:

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Callable, Container, Iterable
 from typing import Final
 
-from itemstore.core.item import HEADER_BYTES, created_us_of
+from itemstore.core.item import HEADER_BYTES, created_us_of, version_of
 
 CHANGE_OVERHEAD_BYTES: Final = 400  # the Change, its place in the queue and its part of a batch
 
@@ -81,6 +81,13 @@ class Change:
     def __repr__(self) -> str:
         kind = "delete" if self.deleted else "upsert"
         return f"Change({kind} {self.id!r} version={self.version})"
+
+
+def newer(loaded: bytes | None, change: Change) -> bytes | None:
+    """Of what PostgreSQL has in its table and a change that is not there (yet)."""
+    if loaded is not None and version_of(loaded) >= change.version:
+        return loaded
+    return None if change.deleted else change.entry
 
 
 class WriteQueue:

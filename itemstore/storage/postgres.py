@@ -135,6 +135,15 @@ class Postgres:
         except UnicodeError as error:
             raise classify(error) from error
         [row] = await self._writer.run(statements.WRITE, parameters, time_limit_s=WRITE_TIMEOUT_S)
+        standing = _standing(*row)
+        if standing.is_held or not any(parameters["acked"]):
+            return standing
+        [row] = await self._writer.run(
+            statements.WRITE_LATE,
+            parameters,
+            time_limit_s=WRITE_TIMEOUT_S,
+            after=statements.ALONE,
+        )
         return _standing(*row)
 
     async def renew(self, claim: Claim) -> Standing:

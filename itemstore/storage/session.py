@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import nullcontext
 from typing import Any, Final
 
 import psycopg
@@ -141,13 +142,16 @@ class Session:
         *,
         time_limit_s: float = READ_TIMEOUT_S,
         binary: bool = False,
+        after: str = "",
     ) -> list[TupleRow]:
         """The rows. Raises StorageError; the connection is dropped unless it is surely sound.
+
+        ``after`` these statements, in one transaction with them.
 
         The call is a task of its own, so that a server that is silent holds nobody up beyond the
         limit: psycopg takes some more seconds to cancel what it has sent.
         """
-        call = asyncio.create_task(self._execute(statement, parameters, binary=binary))
+        call = asyncio.create_task(self._execute(statement, parameters, binary, after))
         try:
             done, _ = await asyncio.wait([call], timeout=time_limit_s)
         except BaseException:
@@ -168,12 +172,15 @@ class Session:
             raise failure from error
 
     async def _execute(
-        self, statement: str, parameters: dict[str, Any] | None, *, binary: bool
+        self, statement: str, parameters: dict[str, Any] | None, binary: bool, after: str
     ) -> list[TupleRow]:
         connection = await self._connected()
         cursor = connection.cursor(binary=binary)
-        await cursor.execute(statement.encode(), parameters)
-        return await cursor.fetchall() if cursor.description else []
+        async with connection.transaction() if after else nullcontext():
+            if after:
+                await cursor.execute(after.encode())
+            await cursor.execute(statement.encode(), parameters)
+            return await cursor.fetchall() if cursor.description else []
 
     def _abandon(self, call: asyncio.Task[list[TupleRow]]) -> None:
         """What was sent may still take effect; the next call has a connection of its own."""

@@ -38,14 +38,14 @@ _LEASE: Final = """before AS MATERIALIZED (
 #: What the holder is told of it: NULL if it is not the holder.
 _STANDING: Final = "(SELECT is_wanted FROM lease), before.epoch, before.high_water"
 
-#: A change that was acknowledged goes in whoever holds the lease now, and the holder is told of it;
-#: one that waits for this commit goes in only under a valid epoch. In both cases newer rows win.
-WRITE: Final = f"""
+#: The batch of an instance, whose newer rows win. Nobody else may write in between what its
+#: snapshot shows and what it does, or an older row could come back over a deletion it does not see.
+_WRITE: Final = f"""
 WITH {_LEASE}, batch AS MATERIALIZED (
     SELECT * FROM unnest(%(ids)s::text[], %(data)s::text[], %(versions)s::bigint[],
                          %(created)s::bigint[], %(acked)s::boolean[])
                AS b (id, data, version, created, acked)
-     WHERE acked OR EXISTS (SELECT FROM lease)
+     WHERE {{admitted}}
 ), upserted AS (
     INSERT INTO items AS i (id, data, version, created_at, updated_at)
     SELECT b.id, b.data::json, b.version, {_time("b.created")}, {_time("b.version")}
@@ -80,6 +80,20 @@ WITH {_LEASE}, batch AS MATERIALIZED (
 )
 SELECT {_STANDING} FROM before
 """  # noqa: S608 - built from constants above
+
+#: Nothing goes in unless the epoch is valid. The lease's row is locked first, and whoever takes the
+#: lease must lock it too: the batches of successive holders follow one another.
+WRITE: Final = _WRITE.format(admitted="EXISTS (SELECT FROM lease)")
+
+#: What was acknowledged goes in whoever holds the lease now, and the holder is told of it.
+WRITE_LATE: Final = _WRITE.format(admitted="acked")
+
+#: For a late batch, in its transaction: with no holder's batch or heartbeat beside it, of which
+#: every one locks this table before it takes its snapshot. Who may not have it soon tries later.
+ALONE: Final = """
+SET LOCAL lock_timeout = '1s';
+LOCK TABLE writer_lease IN SHARE ROW EXCLUSIVE MODE
+"""
 
 RENEW: Final = f"WITH {_LEASE} SELECT {_STANDING} FROM before"  # noqa: S608 - constants
 

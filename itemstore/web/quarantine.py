@@ -5,26 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from itemstore.core.item import timestamp
 from itemstore.storage import Parked
 from itemstore.web import requests
 from itemstore.web.items import STORE
+from itemstore.web.system import momentary
 
 
 async def list_parked(request: web.Request) -> web.Response:
     """GET /quarantine: what is in it, without the data."""
     requests.query(request, ())
     parked = await request.app[STORE].quarantine.list()
-    return _json({"items": [_summary(each) for each in parked]})
+    return momentary({"items": [_summary(each) for each in parked]})
 
 
 async def get_parked(request: web.Request) -> web.Response:
     """GET /quarantine/{id}: with the data that was refused."""
     requests.query(request, ())
     each = await request.app[STORE].quarantine.get(requests.item_id(request))
-    return _json(_summary(each) | {"data": _shown(each.change.data)})
+    return momentary(_summary(each) | {"data": _shown(each.change.data)})
 
 
 async def retry(request: web.Request) -> web.Response:
@@ -60,11 +61,3 @@ def _summary(each: Parked) -> dict[str, Any]:
         "error": each.reason,
         "at": timestamp(each.at_us).decode(),
     }
-
-
-def _json(value: dict[str, Any]) -> web.Response:
-    return web.Response(
-        body=orjson.dumps(value),
-        content_type="application/json",
-        headers={hdrs.CACHE_CONTROL: "no-store"},
-    )

@@ -19,14 +19,14 @@ TRAFFIC: Final = web.AppKey("traffic", Traffic)
 async def livez(request: web.Request) -> web.Response:
     """The event loop turns."""
     requests.query(request, ())
-    return _json({"alive": True})
+    return momentary({"alive": True})
 
 
 async def readyz(request: web.Request) -> web.Response:
     """200 as soon as answers are exact: also of a standby, in a preload, with PostgreSQL away."""
     requests.query(request, ())
     store = request.app[STORE]
-    return _json(state(store), status=200 if store.is_ready else 503)
+    return momentary(state(store), status=200 if store.is_ready else 503)
 
 
 def state(store: ItemStore) -> dict[str, Any]:
@@ -66,7 +66,7 @@ async def stats(request: web.Request) -> web.Response:
     numbers = {metric.name: value for metric, value in metrics.read(request.app[STORE])}
     served = request.app[TRAFFIC].served
     numbers["itemstore_http_requests_total"] = sum(each.count for each in served.values())
-    return _json(numbers)
+    return momentary(numbers)
 
 
 async def prometheus(request: web.Request) -> web.Response:
@@ -79,7 +79,8 @@ async def prometheus(request: web.Request) -> web.Response:
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
 
 
-def _json(value: dict[str, Any], status: int = 200) -> web.Response:
+def momentary(value: dict[str, Any], status: int = 200) -> web.Response:
+    """JSON that is true for this moment and is not to be kept."""
     return web.Response(
         status=status,
         body=orjson.dumps(value),

@@ -13,20 +13,17 @@ from typing import Any
 
 import orjson
 
+from benchmarks.ports import Port
+
 START_LIMIT_S = 30.0
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-    return port
 
 
 class ServerProcess:
     """``python -m itemstore serve`` with the given environment; its log goes to a file."""
 
     def __init__(self, log_file: Path, **environment: str) -> None:
-        self.port = free_port()
+        self._port = Port()
+        self.port = self._port.number
         self.url = f"http://127.0.0.1:{self.port}"
         self._log_file = log_file
         self._environment = {
@@ -60,10 +57,11 @@ class ServerProcess:
         return self.process.wait(limit_s)
 
     def end(self) -> None:
-        """Ends it if it still runs; for a test's finally."""
+        """Ends it if it still runs, and gives its port up; for a test's finally."""
         if self.process is not None and self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+        self._port.close()
 
     def events(self) -> list[dict[str, Any]]:
         """Its log so far, as far as it is JSON."""
@@ -80,7 +78,9 @@ class ServerProcess:
             if self._is_ready():
                 return
             time.sleep(0.02)
-        self.end()
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
         raise AssertionError(f"the server did not become ready:\n{self.output()}")
 
     def _is_ready(self) -> bool:

@@ -9,14 +9,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from typing import Final
 
 import pytest
 
+from tests.simulation.deploy import Deploy
 from tests.simulation.history import History
 from tests.simulation.world import World
 
 SEEDS: Final = 300
+
+Story = Callable[[int, World], History | Deploy]
 
 #: Limits of the engine, made so small that some dozens of items reach them.
 SMALL: Final = {
@@ -29,31 +33,31 @@ SMALL: Final = {
 }
 
 
-def seeds() -> range:
+def seeds(usual: int) -> range:
     if "ITEMSTORE_SEED" in os.environ:
         return range(seed := int(os.environ["ITEMSTORE_SEED"]), seed + 1)
-    return range(int(os.environ.get("ITEMSTORE_SEEDS", SEEDS)))
+    return range(int(os.environ.get("ITEMSTORE_SEEDS", usual)))
 
 
-def simulate(seed: int) -> int:
-    """One history; its digest. Raises AssertionError with its last events and how to replay it."""
+def simulate(seed: int, story: Story = History, test: str = "every_promise") -> int:
+    """One story; its digest. Raises AssertionError with its last events and how to replay it."""
     world = World()
     with pytest.MonkeyPatch.context() as patch:
         for name, value in SMALL.items():
             patch.setattr(name, value)
         patch.setattr("itemstore.process.is_gone", world.is_gone)
         try:
-            world.live(History(seed, world).run())
+            world.live(story(seed, world).run())
         except Exception as error:
             events = "\n".join(world.told)
             raise AssertionError(
                 f"{events}\n\n{error!r}\n\n"
-                f"ITEMSTORE_SEED={seed} .venv/bin/pytest tests/simulation -k every_promise"
+                f"ITEMSTORE_SEED={seed} .venv/bin/pytest tests/simulation -k {test}"
             ) from error
     return world.digest
 
 
-@pytest.mark.parametrize("seed", seeds())
+@pytest.mark.parametrize("seed", seeds(SEEDS))
 def test_every_promise_is_kept_whatever_happens(seed: int) -> None:
     """Each answer is the truth, and what was promised is in the database, in every history."""
     simulate(seed)

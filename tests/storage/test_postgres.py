@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from itertools import count, product
@@ -34,8 +34,8 @@ from itemstore.storage import (
 )
 from itemstore.storage.postgres import Postgres, prefix_end
 from itemstore.storage.session import classify
-from tests.conftest import MAJORS_WANTED, make_database
-from tests.sql import EMPTY, Holder, query, tables
+from tests.conftest import MAJORS_WANTED
+from tests.sql import EMPTY, NO_CLAIM, Holder, make_database, query, tables
 from tests.walking import items, walk
 
 Another = Callable[[str], Holder]
@@ -537,6 +537,34 @@ async def test_an_overtaken_refusal_is_not_found(
     other = another(database)
     found = await other.open()
     assert {each.change.id for each in found.parked} == {"older item", "older tombstone"}
+
+
+@pytest.mark.parametrize("first", ["late", "holder"])
+async def test_a_late_batch_brings_nothing_back(
+    db: Holder, database: str, another: Another, first: str
+) -> None:
+    """A deletion that meets a late batch wins, whichever of the two is under way before the other.
+
+    1. a row that both want is locked by somebody else, so that the first stops half way
+    2. the second is sent
+    3. the row is free
+    """
+    former = another(database)
+    await former.open()
+    rows = [upsert("0", 1), upsert("a", 1)]
+    await db.write(rows if first == "late" else rows[:1])
+    batches: dict[str, Callable[[], Coroutine[Any, Any, object]]] = {
+        "late": lambda: former.write([upsert("0", 2), upsert("a", 2)], NO_CLAIM),
+        "holder": lambda: db.write([upsert("0", 3), delete("a", 3)]),
+    }
+    with psycopg.connect(database) as other:
+        other.execute("SELECT FROM items WHERE id = '0' FOR UPDATE")  # 1
+        writes = [asyncio.create_task(batches.pop(first)())]
+        await waiting_for_a_lock(database, 1)
+        writes += [asyncio.create_task(batch()) for batch in batches.values()]  # 2
+        await waiting_for_a_lock(database, 2)
+    await asyncio.gather(*writes)  # 3
+    assert ([("0", 3, "{}")], [("a", 3)]) == tables(database)
 
 
 # --- changes by other hands

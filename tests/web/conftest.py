@@ -35,7 +35,8 @@ from itemstore.web import server as web_server
 from itemstore.web.app import make_app
 from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
-from tests.conftest import _FOUND, make_database
+from tests.conftest import _FOUND
+from tests.sql import make_database
 
 ANSWER_LIMIT_S: Final = 20.0  # so that a missing answer fails a test instead of hanging it
 PROBLEM: Final = "application/problem+json"

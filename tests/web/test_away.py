@@ -4,58 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Final
 
 import psycopg
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from itemstore import persister
 from itemstore.options import Options
 from itemstore.storage import postgres
 from itemstore.storage.postgres import Postgres
+from tests.stores import Road
 from tests.web.conftest import ANSWER_LIMIT_S, Service, make, service_over
 
 PATIENCE_S: Final = 0.2  # what the server waits for PostgreSQL here
-
-
-class Road:
-    """The way to PostgreSQL, which can be cut: a port that passes bytes on to the real one."""
-
-    def __init__(self, dsn: str) -> None:
-        self._to = conninfo_to_dict(dsn)
-        self._server: asyncio.Server | None = None
-        self._ends: set[asyncio.StreamWriter] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self.port = 0
-
-    async def open(self) -> None:
-        self._server = await asyncio.start_server(self._pass_on, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
-
-    async def cut(self) -> None:
-        """Ends all connections, and lets no new one in."""
-        assert self._server is not None
-        self._server.close()
-        for end in self._ends:
-            end.transport.abort()
-        await asyncio.gather(*self._tasks)
-
-    async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = f"{self._to['host']}/.s.PGSQL.{self._to['port']}"
-        far_reader, far_writer = await asyncio.open_unix_connection(there)
-        self._ends |= {writer, far_writer}
-        for source, target in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._copy(source, target))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with suppress(OSError):
-            while data := await reader.read(65_536):
-                writer.write(data)
-        writer.close()
 
 
 @asynccontextmanager
@@ -68,7 +30,7 @@ async def service_on_a_road(
     road = Road(dsn)
     await road.open()
     try:
-        storage = Postgres(make_conninfo(dsn, host="127.0.0.1", port=road.port))
+        storage = Postgres(road.dsn)
         options = Options(commit_timeout_s=PATIENCE_S, load_timeout_s=PATIENCE_S)
         async with service_over(storage, options) as service:
             yield service, road

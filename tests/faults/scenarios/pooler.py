@@ -14,8 +14,8 @@ from typing import Final
 
 import psycopg
 
+from benchmarks.ports import Port
 from itemstore.storage.installations import Account
-from tests.acceptance.process import free_port
 from tests.faults.bench import Bench
 from tests.faults.scenarios.base import Skipped, Turn
 from tests.faults.scenarios.by_hand import Hand
@@ -47,15 +47,16 @@ async def pooler(bench: Bench, directory: Path) -> AsyncIterator[str]:
     """The connection string through it. Raises Skipped."""
     if PROGRAM is None:
         raise Skipped("pgbouncer is not installed")
-    port = free_port()
-    process = _start(PROGRAM, port, bench.postgres.dsn, directory)
+    port = Port()
+    process = _start(PROGRAM, port.number, bench.postgres.dsn, directory)
     try:
-        dsn = f"postgresql://postgres@127.0.0.1:{port}/itemstore"
+        dsn = f"postgresql://postgres@127.0.0.1:{port.number}/itemstore"
         await asyncio.to_thread(_await_answer, dsn)
         yield dsn
     finally:
         process.kill()
         await asyncio.to_thread(process.wait)
+        port.close()
 
 
 def _start(program: str, port: int, target: str, directory: Path) -> subprocess.Popen[bytes]:
