@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import weakref
 
 
 class Port:
@@ -17,6 +18,4 @@ class Port:
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._socket.bind(("127.0.0.1", 0))
         self.number: int = self._socket.getsockname()[1]
-
-    def close(self) -> None:
-        self._socket.close()
+        self.close = weakref.finalize(self, self._socket.close)

@@ -15,11 +15,10 @@ successful call was *sent*, by a clock that also runs while the machine sleeps:
     4. PostgreSQL names B; A is a standby. What A had acknowledged is still written, through the
        version guard, and noted for B; what A had not acknowledged is refused
 
-While PostgreSQL cannot be asked, cached items are still read: there is no better answer. Not by who
-has slept past its time: it has missed more than it knows of, and reads through PostgreSQL until it
-is answered. Writes are accepted until the lease runs out; beyond that only as long as the server
-itself says that it lets nobody in, for then nobody can have taken it. If it is silent they are
-held, and refused.
+While PostgreSQL cannot be asked, cached items are still read: there is no better answer. Only who
+has slept past its time reads nothing until it is answered, for it may have missed anything. Writes
+are accepted until the lease runs out; beyond that only as long as the server itself says that it
+lets nobody in, for then nobody can have taken it. If it is silent they are held, and refused.
 """
 
 from __future__ import annotations
@@ -214,12 +213,12 @@ class WriterLease:
 
     async def to_answer(self) -> bool:
         """Whether the cache may be answered from; asks PostgreSQL if the lease's time is over."""
-        if self.is_holder and self._monotonic() >= self.reads_until:
+        while self.is_holder and self._monotonic() >= self.reads_until:
             if self._turn is None:
                 self._turn = asyncio.get_running_loop().create_future()
             self._woken.set()
             await asyncio.shield(self._turn)
-        return self._monotonic() < self.reads_until
+        return self.is_holder
 
     # --- what the persister asks
 

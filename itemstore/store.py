@@ -281,7 +281,7 @@ class ItemStore:
         """
         entry = self.cache.entries.get(item_id)
         if entry is None or self.monotonic() >= self.lease.reads_until:
-            entry = await self._find(check_id(item_id))
+            entry = await self._timely(self._find, check_id(item_id))
         return None if entry is None else Item(item_id, entry)
 
     def is_pending(self, item_id: str) -> bool:
@@ -339,8 +339,8 @@ class ItemStore:
             known = self._known(item_id)
             if known is not UNKNOWN:
                 return known
-            await self._timely(self.loader.load(item_id))
-        newest = await self._timely(self.loader.newest(item_id))
+            await self.loader.load(item_id)
+        newest = await self.loader.newest(item_id)
         if item_id in self.queue.parked and (parked := await self.quarantine.find(item_id)):
             newest = newer(newest, parked.change)
         return newest
@@ -358,13 +358,15 @@ class ItemStore:
         """Whether an item of this id was written here; PostgreSQL may not know it yet."""
         return item_id in self.cache.entries or item_id in self.queue
 
-    async def _timely(self, loading: Awaitable[bytes | None]) -> bytes | None:
+    async def _timely(
+        self, find: Callable[[str], Awaitable[bytes | None]], item_id: str
+    ) -> bytes | None:
         try:
             async with asyncio.timeout(self.options.load_timeout_s):
-                return await loading
+                return await find(item_id)
         except TimeoutError:
             raise DatabaseUnavailable(
-                "The item is not in memory and PostgreSQL did not answer within "
+                "The item's newest state is not in memory, and PostgreSQL did not answer within "
                 f"{self.options.load_timeout_s:g} s. Repeat later."
             ) from None
 
@@ -438,7 +440,7 @@ class ItemStore:
             op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
         )
         loads = await asyncio.gather(
-            *(self._timely(self.loader.load(each)) for each in unknown), return_exceptions=True
+            *(self._timely(self.loader.load, each) for each in unknown), return_exceptions=True
         )
         answers = zip(unknown, loads, strict=True)
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
@@ -493,7 +495,7 @@ class ItemStore:
                 if known is not UNKNOWN:
                     old = known
                     break
-                await self._timely(self.loader.load(item_id))
+                await self._timely(self.loader.load, item_id)
         return self._apply(item_id, old, operation.decide(old), level)
 
     def _apply(

@@ -55,7 +55,6 @@ class Gated(Postgres):
         self._gates: dict[tuple[str, Place], list[Gate]] = {}
         self._held: list[Gate] = []
         self._failure: StorageError | None = None
-        self._failing: str | None = None  # the only call that fails; None for all
         self.counts: dict[str, int] = dict.fromkeys(CALLS, 0)
         for name in CALLS:
             setattr(self, name, self._gated(name, getattr(self, name)))
@@ -69,9 +68,9 @@ class Gated(Postgres):
         self._held.append(gate)
         return gate
 
-    def cut_off(self, failure: StorageError | None = None, *, failing: str | None = None) -> None:
-        """From now on PostgreSQL cannot be asked: not for anything, or not for ``failing``."""
-        self._failure, self._failing = failure or StorageAway("cut off"), failing
+    def cut_off(self, failure: StorageError | None = None) -> None:
+        """From now on PostgreSQL cannot be asked."""
+        self._failure = failure or StorageAway("cut off")
 
     def join(self) -> None:
         """It can be asked again."""
@@ -89,7 +88,7 @@ class Gated(Postgres):
         async def gated(*args: Any, **named: Any) -> Any:
             self.counts[name] += 1
             await self._at(name, "before")
-            if self._failure is not None and self._failing in (None, name):
+            if self._failure is not None:
                 await asyncio.sleep(0)
                 raise self._failure
             answer = await call(*args, **named)
