@@ -33,9 +33,14 @@ class Admission:
         self._waiting: deque[asyncio.Future[None]] = deque()
         self.refused = 0
 
+    @property
+    def is_open(self) -> bool:
+        """Whether there is room for one more write, and nobody was here before."""
+        return not self._waiting and self._room() > 0
+
     async def enter(self) -> None:
         """Returns when there is room for one more write. Raises Overloaded."""
-        if not self._waiting and self._room() > 0:
+        if self.is_open:
             return
         if self._is_full() or len(self._waiting) >= WAITING_MAX:
             raise self._overloaded()

@@ -42,6 +42,8 @@ class Allocator:
 
     async def refill(self) -> None:
         """Returns when there are ids, or the allocator was closed. Raises DatabaseUnavailable."""
+        if len(self._pool):
+            return
         leasing = self._lease()
         await asyncio.wait([leasing])  # goes on if whoever waits gives up
         if leasing.cancelled():

@@ -235,7 +235,7 @@ class Persister:
         for change in written:
             change.is_acked = True  # should it have to be written again
         self._recent.note(written, now)
-        self._log.info(
+        self._log.debug(
             "batch",
             items=len(part),
             bytes=sum(change.size for change in part),

@@ -153,13 +153,24 @@ class Settings(BaseSettings):
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
     ] = _setting(
         "info",
-        "The least that is logged. A line a request and one a batch are info.",
+        "The least that is logged. A line a request and one a batch are debug.",
         "debug, info, warning, error or critical",
     )
     log_format: Annotated[Literal["auto", "json", "console"], BeforeValidator(_lower)] = _setting(
         "auto",
         "How: auto is console on a terminal and json elsewhere.",
         "auto, json or console",
+    )
+
+    event_loop: Annotated[Literal["auto", "asyncio", "uvloop"], BeforeValidator(_lower)] = _setting(
+        "auto",
+        "What runs the server: auto is uvloop where it is installed.",
+        "auto, asyncio or uvloop",
+    )
+    fast_lane: bool = _setting(
+        True,
+        "Whether hot requests are answered before aiohttp parses them. The answers are the same.",
+        "true or false",
     )
 
     # What Railway says about itself; not settings of ours.

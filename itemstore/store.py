@@ -15,7 +15,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from enum import Enum
 from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -29,7 +28,8 @@ from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
 from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
-from itemstore.core.queue import Change, WriteQueue, newer
+from itemstore.core.queue import Change, WriteQueue
+from itemstore.deadlines import Deadlines
 from itemstore.errors import (
     CommitUnconfirmed,
     DatabaseUnavailable,
@@ -46,6 +46,7 @@ from itemstore.log import library_logger
 from itemstore.options import Durability, Options
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
+from itemstore.reader import UNKNOWN, Reader
 from itemstore.storage import Storage, StorageError
 from itemstore.succession import Succession
 from itemstore.tasks import end, until_answered
@@ -57,19 +58,17 @@ NAMED_MAX: Final = 1_000  # ids in a line of the log
 T = TypeVar("T")
 
 
-class _Unknown(Enum):
-    UNKNOWN = 0
-
-
-#: What is known of an item that is neither cached nor surely absent.
-UNKNOWN: Final = _Unknown.UNKNOWN
-
-
-class _Accepted(NamedTuple):
-    """A write that is in the cache and in the queue; ``done`` when its commit is waited for."""
+class Accepted(NamedTuple):
+    """A write that is in the cache and in the queue."""
 
     change: Change
+    #: Settled when the write is as durable as was asked; None if it is already.
     done: asyncio.Future[None] | None
+
+    @property
+    def item(self) -> Item:
+        """As the write has made it; of a deleted item what is left: its id and version."""
+        return Item(self.change.id, self.change.entry)
 
 
 def _now_us() -> int:
@@ -122,6 +121,22 @@ class ItemStore:
             monotonic=monotonic,
             chance=chance,
         )
+        self.quarantine = Quarantine(
+            self.cache,
+            self.queue,
+            storage,
+            self.lease,
+            self.log,
+            write=partial(self.write, durability=Durability.COMMIT),
+        )
+        self.reader = Reader(
+            self.cache,
+            self.queue,
+            self.lease,
+            self.loader,
+            self.quarantine,
+            load_timeout_s=self.options.load_timeout_s,
+        )
         self.watcher = Watcher(
             self.cache,
             self.queue,
@@ -130,7 +145,8 @@ class ItemStore:
             on_version=self.clock.saw,
             epoch=lambda: self.lease.held_epoch,
         )
-        self._ids = Allocator(storage, self._is_used)
+        self._ids = Allocator(storage, self.reader.is_used)
+        self._deadlines = Deadlines(self.options.commit_timeout_s)
         self._succession = Succession(
             self.cache,
             self.queue,
@@ -152,14 +168,6 @@ class ItemStore:
             wake=self.persister.wake,
             on_failure=lambda _: self._failed.set(),
             monotonic=monotonic,
-        )
-        self.quarantine = Quarantine(
-            self.cache,
-            self.queue,
-            storage,
-            self.lease,
-            self.log,
-            write=partial(self.write, durability=Durability.COMMIT),
         )
         self.monotonic = monotonic
         self._storage = storage
@@ -252,6 +260,7 @@ class ItemStore:
             await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
         await end([self._watching])
+        self._deadlines.close()
         await self._storage.close()
         if left and is_kept:
             self.log.warning("journaled", items=len(left), ids=left[:NAMED_MAX])
@@ -281,7 +290,8 @@ class ItemStore:
         """
         entry = self.cache.entries.get(item_id)
         if entry is None or self.monotonic() >= self.lease.reads_until:
-            entry = await self._timely(self._find, check_id(item_id))
+            self._check_open()
+            entry = await self.reader.find(check_id(item_id))
         return None if entry is None else Item(item_id, entry)
 
     def is_pending(self, item_id: str) -> bool:
@@ -331,43 +341,6 @@ class ItemStore:
             raise DatabaseUnavailable(
                 "PostgreSQL did not commit the accepted writes within "
                 f"{self.options.commit_timeout_s:g} s. They are kept; repeat later."
-            ) from None
-
-    async def _find(self, item_id: str) -> bytes | None:
-        self._check_open()
-        while await self.lease.to_answer():
-            known = self._known(item_id)
-            if known is not UNKNOWN:
-                return known
-            await self.loader.load(item_id)
-        newest = await self.loader.newest(item_id)
-        if item_id in self.queue.parked and (parked := await self.quarantine.find(item_id)):
-            newest = newer(newest, parked.change)
-        return newest
-
-    def _known(self, item_id: str) -> bytes | _Unknown | None:
-        """The packed entry, None if there is surely no such item, or UNKNOWN."""
-        entry = self.cache.entries.get(item_id)
-        if entry is not None:
-            return entry
-        if self.cache.is_absent(item_id) or item_id in self.queue:
-            return None  # what is pending and not cached is a delete
-        return UNKNOWN
-
-    def _is_used(self, item_id: str) -> bool:
-        """Whether an item of this id was written here; PostgreSQL may not know it yet."""
-        return item_id in self.cache.entries or item_id in self.queue
-
-    async def _timely(
-        self, find: Callable[[str], Awaitable[bytes | None]], item_id: str
-    ) -> bytes | None:
-        try:
-            async with asyncio.timeout(self.options.load_timeout_s):
-                return await find(item_id)
-        except TimeoutError:
-            raise DatabaseUnavailable(
-                "The item's newest state is not in memory, and PostgreSQL did not answer within "
-                f"{self.options.load_timeout_s:g} s. Repeat later."
             ) from None
 
     # --- writing
@@ -437,10 +410,10 @@ class ItemStore:
         if any(not isinstance(op, Get) for op in operations):
             await self.lease.to_accept()
         unknown = dict.fromkeys(
-            op.id for op in operations if op.id and self._known(op.id) is UNKNOWN
+            op.id for op in operations if op.id and self.reader.known(op.id) is UNKNOWN
         )
         loads = await asyncio.gather(
-            *(self._timely(self.loader.load, each) for each in unknown), return_exceptions=True
+            *(self.reader.load(each) for each in unknown), return_exceptions=True
         )
         answers = zip(unknown, loads, strict=True)
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
@@ -448,9 +421,8 @@ class ItemStore:
             await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
             for operation in operations
         ]
-        deadline = asyncio.get_running_loop().time() + self.options.commit_timeout_s
         return [
-            await _outcome(self._finish(each, deadline)) if isinstance(each, _Accepted) else each
+            await _outcome(_finished(each)) if isinstance(each, Accepted) else each
             for each in begun
         ]
 
@@ -469,38 +441,54 @@ class ItemStore:
 
         Returns the item as it is now; of a deleted one what is left: its id and version.
         """
-        accepted = await self._accept(operation, self.level(durability), self.options.hold_s)
-        await self._acknowledge(accepted)
-        return Item(accepted.change.id, accepted.change.entry)
+        level = self.level(durability)
+        accepted = self.accept_now(operation, level)
+        if accepted is None:
+            accepted = await self._accept(operation, level, self.options.hold_s)
+        if accepted.done is not None:
+            await accepted.done
+        return accepted.item
 
-    async def _accept(self, operation: Write, level: Durability, hold_s: float) -> _Accepted:
-        """Waits for what the decision needs, then decides and applies it without a pause."""
+    def accept_now(self, operation: Write, level: Durability) -> Accepted | None:
+        """Decides and applies the operation, unless something must be waited for: then None.
+
+        Raises what ``write`` does; then nothing was changed.
+        """
+        self._check_accepting(level)
+        return self._decide(operation, level) if self.admission.is_open else None
+
+    def _decide(self, operation: Write, level: Durability) -> Accepted | None:
+        if not self.lease.may_accept():
+            return None
+        if operation.id is None:
+            item_id, old = self._ids.take(), None
+            if item_id is None:
+                return None
+        else:
+            item_id, known = operation.id, self.reader.known(operation.id)
+            if known is UNKNOWN:
+                return None
+            old = known
+        return self._apply(item_id, old, operation.decide(old), level)
+
+    async def _accept(self, operation: Write, level: Durability, hold_s: float) -> Accepted:
+        """Waits until the operation can be decided and applied without a pause."""
         deadline = self.monotonic() + hold_s
         while True:
-            self._check_open()
-            if level is Durability.COMMIT:
-                self.persister.check("nothing was changed")
+            self._check_accepting(level)
             await self.lease.to_accept(deadline - self.monotonic())
             await self.admission.enter()
-            if not self.lease.may_accept():
-                continue
+            accepted = self._decide(operation, level)
+            if accepted is not None:
+                return accepted
             if operation.id is None:
-                item_id, old = self._ids.take(), None
-                if item_id is not None:
-                    break
                 await self._ids.refill()
-            else:
-                item_id = operation.id
-                known = self._known(item_id)
-                if known is not UNKNOWN:
-                    old = known
-                    break
-                await self._timely(self.loader.load, item_id)
-        return self._apply(item_id, old, operation.decide(old), level)
+            elif self.reader.known(operation.id) is UNKNOWN:
+                await self.reader.load(operation.id)
 
     def _apply(
         self, item_id: str, old: bytes | None, text: bytes | None, level: Durability
-    ) -> _Accepted:
+    ) -> Accepted:
         """The one place where an item changes. Nothing here awaits."""
         version = self.clock.next()
         entry = pack(version, version if old is None else created_us_of(old), text or b"")
@@ -520,34 +508,24 @@ class ItemStore:
             self._ids.claim(item_id)
         done = None
         if level is not Durability.MEMORY:
-            done = asyncio.get_running_loop().create_future()
+            done = self._deadlines.future(partial(self._unconfirmed, version))
             change.settled.append(partial(_settle, done))
         self.queue.put(change)
         self.persister.wake()
         if level is Durability.JOURNAL and done is not None:
             self.journaling.append(change, partial(_settle, done, None))
-        return _Accepted(change, done)
+        return Accepted(change, done)
 
-    async def _acknowledge(self, accepted: _Accepted, deadline: float | None = None) -> None:
-        """Returns when the write is as durable as was asked; waits no longer than ``deadline``."""
-        if accepted.done is None:
-            return
-        if deadline is None:
-            deadline = asyncio.get_running_loop().time() + self.options.commit_timeout_s
-        try:
-            async with asyncio.timeout_at(deadline):
-                await accepted.done
-        except TimeoutError:
-            raise CommitUnconfirmed(
-                f"Version {accepted.change.version} is accepted and will be written, but it was "
-                f"not confirmed within {self.options.commit_timeout_s:g} s. "
-                "Read the item before you repeat the request."
-            ) from None
+    def _unconfirmed(self, version: int) -> CommitUnconfirmed:
+        return CommitUnconfirmed(
+            f"Version {version} is accepted and will be written, but it was not confirmed within "
+            f"{self.options.commit_timeout_s:g} s. Read the item before you repeat the request."
+        )
 
     async def _begin(
         self, operation: Operation, level: Durability, failure: BaseException | None
-    ) -> _Accepted | Item:
-        if failure is not None and operation.id and self._known(operation.id) is UNKNOWN:
+    ) -> Accepted | Item:
+        if failure is not None and operation.id and self.reader.known(operation.id) is UNKNOWN:
             raise failure  # not each operation is to wait for a load again
         if not isinstance(operation, Get):
             return await self._accept(operation, level, 0.0)  # the batch has waited for the lease
@@ -555,11 +533,6 @@ class ItemStore:
         if item is None:
             raise ItemNotFound(f"There is no item {operation.id!r}.")
         return item
-
-    async def _finish(self, accepted: _Accepted, deadline: float) -> Item | None:
-        await self._acknowledge(accepted, deadline)
-        change = accepted.change
-        return None if change.deleted else Item(change.id, change.entry)
 
     # --- the state of things
 
@@ -571,12 +544,23 @@ class ItemStore:
                 else "The store is closing; nothing was changed. Repeat with its successor."
             )
 
+    def _check_accepting(self, level: Durability) -> None:
+        self._check_open()
+        if level is Durability.COMMIT:
+            self.persister.check("nothing was changed")
+
     def _on_settled(self, changes: Sequence[Change]) -> None:
         """Loads under way may have read these items as they were before."""
         self.cache.touch(change.id for change in changes)
         self.admission.let_in()
         if self.lease.is_yielding and not len(self.queue):
             self.lease.wake()
+
+
+async def _finished(accepted: Accepted) -> Item | None:
+    if accepted.done is not None:
+        await accepted.done
+    return None if accepted.change.deleted else accepted.item
 
 
 async def _outcome(step: Awaitable[T]) -> T | ItemStoreError:

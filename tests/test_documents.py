@@ -171,7 +171,7 @@ def test_setting_default(row: list[str]) -> None:
 def test_metrics() -> None:
     """docs/metrics.md has each metric as it is scraped: name, kind, help."""
     store = ItemStore(Postgres("postgresql://nobody@localhost/nothing"))
-    text = exposition.expose(store, Traffic()).decode()
+    text = exposition.expose(store, Traffic(store.log)).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
     scraped = {name: (kinds[name], said) for name, said in re.findall(r"# HELP (\S+) (.+)", text)}
     expected = scraped | {metric.name: (metric.kind, metric.help) for metric in METRICS}

@@ -22,6 +22,7 @@ LAYERS = (
     ("report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("store",),  # the one object the outside knows
+    ("reader",),
     (
         "persister",
         "quarantine",
@@ -30,7 +31,7 @@ LAYERS = (
     ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
     ("deployment",),
     ("database", "settings"),
-    ("log", "memory", "options", "process", "tasks"),
+    ("deadlines", "log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -13,14 +10,12 @@ from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.errors import (
-    InternalError,
     ItemStoreError,
     MalformedRequest,
     UnsupportedMediaType,
 )
 from itemstore.store import ItemStore
-from itemstore.web import items, problems, quarantine, requests, system
-from itemstore.web.traffic import Traffic
+from itemstore.web import items, problems, quarantine, requests, system, traffic
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -44,14 +39,7 @@ ROUTES: Final = (
     ("GET", "/metrics", system.prometheus),
 )
 
-SERVER: Final = "itemstore"
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
-
-_REQUEST_ID: Final = "X-Request-Id"
-_RAILWAY_REQUEST_ID: Final = "X-Railway-Request-Id"
-_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
-_OWN_REQUEST_ID: Final = secrets.token_hex(4)
-_request_numbers: Final = itertools.count(1)
 
 
 def make_app(store: ItemStore) -> web.Application:
@@ -60,7 +48,7 @@ def make_app(store: ItemStore) -> web.Application:
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
-    app[system.TRAFFIC] = Traffic()
+    app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
     for method, path, handler in ROUTES:
         methods = ("GET", "HEAD") if method == "GET" else (method,)
@@ -113,38 +101,27 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     except Exception:
-        request.app[LOG].exception("internal_error", request_id=request_id, path=request.path)
-        response = problems.response(
-            InternalError("This is a mistake of the server; its log has the request id."),
-            request_id,
-        )
+        failure = problems.internal(request.app[LOG], request_id, request.path)
+        response = problems.response(failure, request_id)
     return _finish(request, response, started, request_id)
 
 
 def _finish(
     request: web.Request, response: web.StreamResponse, started: float, request_id: str
 ) -> web.StreamResponse:
-    response.headers[_REQUEST_ID] = request_id
-    response.headers[hdrs.SERVER] = SERVER
-    elapsed = time.perf_counter() - started
+    response.headers[traffic.REQUEST_ID] = request_id
+    response.headers[hdrs.SERVER] = traffic.SERVER
     resource = request.match_info.route.resource
     # Without a resource the method may be anything a caller makes up: it must not become a label.
     route = f"{request.method} {resource.canonical}" if resource else "unmatched"
-    request.app[system.TRAFFIC].note(route, response.status, elapsed)
-    request.app[LOG].info(
-        "request",
-        method=request.method,
-        path=request.rel_url.raw_path,
-        status=response.status,
-        ms=round(elapsed * 1000, 3),
-        request_id=request_id,
+    request.app[system.TRAFFIC].note(
+        request.method, request.rel_url.raw_path, route, started, request_id, response.status
     )
     return response
 
 
 def _id_of(request: web.Request) -> str:
-    """The caller's or the proxy's id for this request, if it is harmless; else one of ours."""
-    given = request.headers.get(_REQUEST_ID) or request.headers.get(_RAILWAY_REQUEST_ID)
-    if given is not None and _SAFE_REQUEST_ID.fullmatch(given):
-        return given
-    return f"{_OWN_REQUEST_ID}-{next(_request_numbers)}"
+    headers = request.headers
+    return traffic.request_id(
+        headers.get(traffic.REQUEST_ID), headers.get(traffic.RAILWAY_REQUEST_ID)
+    )

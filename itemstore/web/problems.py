@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import orjson
 from aiohttp import hdrs, web
+from structlog.typing import FilteringBoundLogger
 
 from itemstore.errors import (
     BodyTimeout,
@@ -50,6 +51,12 @@ def response(error: ItemStoreError, request_id: str) -> web.Response:
     if isinstance(error, BodyTimeout):
         answer.force_close()  # what comes now could be the rest of the body or a request
     return answer
+
+
+def internal(log: FilteringBoundLogger, request_id: str, path: str) -> InternalError:
+    """What is said of the exception at hand, a mistake of ours; the log gets the rest."""
+    log.exception("internal_error", request_id=request_id, path=path)
+    return InternalError("This is a mistake of the server; its log has the request id.")
 
 
 def from_http(error: web.HTTPException, method: str, path: str) -> ItemStoreError:

@@ -100,9 +100,8 @@ def _header(request: web.Request, name: str) -> str | None:
     return None if values is None else ", ".join(values)
 
 
-def check_media_type(request: web.Request, allowed: Collection[str]) -> None:
+def check_media_type(given: str | None, allowed: Collection[str]) -> None:
     """Raises UnsupportedMediaType. A body without a Content-Type is taken for JSON."""
-    given = request.headers.get(hdrs.CONTENT_TYPE)
     if given is not None:
         media_type, _, parameter = given.partition(";")
         charset = parameter.strip().lower().removeprefix("charset=").strip('"')
@@ -111,6 +110,9 @@ def check_media_type(request: web.Request, allowed: Collection[str]) -> None:
                 f"The Content-Type {given[:80]!r} is not accepted here; send "
                 f"{' or '.join(allowed)} in UTF-8."
             )
+
+
+def _check_encoding(request: web.Request) -> None:
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaType(
@@ -132,7 +134,8 @@ async def json_body(
     depth: int = 1,
 ) -> Any:
     """The body's JSON value. ``depth``: the levels around an item's data."""
-    check_media_type(request, media_types)
+    check_media_type(request.headers.get(hdrs.CONTENT_TYPE), media_types)
+    _check_encoding(request)
     check_length(request, limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):

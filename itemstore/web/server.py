@@ -7,11 +7,11 @@ SIGTERM → stop listening → finish requests → empty the write queue → clo
 from __future__ import annotations
 
 import asyncio
-import re
 import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
 from typing import Any, Final
 
@@ -20,14 +20,17 @@ from aiohttp import web
 from itemstore import terminal
 from itemstore.database import database, default_data_dir
 from itemstore.deployment import journal_dir
-from itemstore.errors import MalformedRequest, StartupError
+from itemstore.errors import StartupError
 from itemstore.log import LineWriter, server_logger
 from itemstore.settings import Settings
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
-from itemstore.web import problems
-from itemstore.web.app import SERVER, make_app
+from itemstore.web.app import make_app
+from itemstore.web.connection import Connection
+from itemstore.web.items import STORE
+from itemstore.web.lane import Lane
+from itemstore.web.system import TRAFFIC
 
 #: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
 #: edge keeps them for 60 s.
@@ -37,36 +40,6 @@ BACKLOG: Final = 1_024  # connections not yet accepted
 #: Of SHUTDOWN_TIMEOUT, what requests may take; the rest is for the write queue.
 REQUESTS_SHARE: Final = 0.3
 LOST_IDS_MAX: Final = 1_000  # named in the log
-
-
-class Connection(web.RequestHandler):
-    """aiohttp's protocol, but what is not HTTP is answered with a problem document too."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if status != 400:
-            return super().handle_error(request, status, exc, message)
-        response = problems.response(
-            MalformedRequest(
-                f"The request is malformed: {_reason(message or '')}. Mend it, and send it over a "
-                "new connection."
-            ),
-            "",
-        )
-        response.headers["Server"] = SERVER
-        response.force_close()
-        return response
-
-
-def _reason(message: str) -> str:
-    """What the parser says, without the bytes it says it of."""
-    said = re.split(r"\n\n| when reading", message)[0]
-    return " ".join(said.split())[:200].rstrip(".:") or "it is not HTTP"
 
 
 async def serve(settings: Settings) -> int:
@@ -89,7 +62,7 @@ async def serve(settings: Settings) -> int:
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
             await runner.setup()
-            listener = await _listen(runner, sock)
+            listener = await listen(runner, sock, fast_lane=settings.fast_lane)
             stopping = _Stopping()
             try:
                 await _run(store, _Place(settings, sock), lines, stopping)
@@ -158,19 +131,24 @@ async def _run(store: ItemStore, place: _Place, lines: LineWriter, stopping: _St
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _listen(runner: web.AppRunner, sock: socket.socket) -> asyncio.Server:
+async def listen(
+    runner: web.AppRunner, sock: socket.socket, *, fast_lane: bool = True
+) -> asyncio.Server:
+    """Serves the runner's application, which ``make_app`` made."""
     loop = asyncio.get_running_loop()
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
+    lane = Lane(runner.app[STORE], runner.app[TRAFFIC]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(
             manager,
+            lane=lane,
             loop=loop,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,
-            access_log=None,  # type: ignore[arg-type]  # aiohttp's way to say: none
+            access_log=None,
             auto_decompress=False,  # compressed bodies are refused, not inflated
         )
 
@@ -222,10 +200,26 @@ async def _drain(
     return left
 
 
+def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the event loop of this name (EVENT_LOOP). Raises StartupError."""
+    if name == "asyncio":
+        return asyncio.new_event_loop
+    try:
+        import uvloop  # not needed before, and not there on every platform
+    except ImportError:
+        if name == "auto":
+            return asyncio.new_event_loop
+        raise StartupError(
+            "EVENT_LOOP is uvloop, which is not installed. Install uvloop, or set it to auto."
+        ) from None
+    return uvloop.new_event_loop
+
+
 def main(settings: Settings) -> int:
     """Returns the exit code."""
     try:
-        return asyncio.run(serve(settings))
+        with asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner:
+            return runner.run(serve(settings))
     except StartupError as error:
         sys.stderr.write(f"itemstore cannot start: {error.detail}\n")
         return 1

@@ -1,8 +1,31 @@
-"""Counts requests in plain numbers, by route and status."""
+"""Every request gets an id, is counted by route and status, and can be logged."""
 
 from __future__ import annotations
 
+import itertools
+import re
+import secrets
+import time
 from dataclasses import dataclass
+from typing import Final
+
+from structlog.typing import FilteringBoundLogger
+
+SERVER: Final = "itemstore"  # as every response calls it
+REQUEST_ID: Final = "X-Request-Id"
+RAILWAY_REQUEST_ID: Final = "X-Railway-Request-Id"
+
+_SAFE_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:/=+-]{1,128}")
+_OWN_REQUEST_ID: Final = secrets.token_hex(4)
+_numbers: Final = itertools.count(1)
+
+
+def request_id(given: str | None, railway: str | None) -> str:
+    """The caller's or the proxy's id for this request, if it is harmless; else one of ours."""
+    wanted = given or railway
+    if wanted is not None and _SAFE_REQUEST_ID.fullmatch(wanted):
+        return wanted
+    return f"{_OWN_REQUEST_ID}-{next(_numbers)}"
 
 
 @dataclass(slots=True)
@@ -16,13 +39,26 @@ class Served:
 class Traffic:
     """The requests answered since the start."""
 
-    def __init__(self) -> None:
+    def __init__(self, log: FilteringBoundLogger) -> None:
+        self._log = log
         #: (route, status) → what was served. Bounded: routes and statuses are ours.
         self.served: dict[tuple[str, int], Served] = {}
 
-    def note(self, route: str, status: int, seconds: float) -> None:
+    def note(
+        self, method: str, path: str, route: str, started: float, request_id: str, status: int
+    ) -> None:
+        """One more is answered; ``started`` by time.perf_counter()."""
+        elapsed = time.perf_counter() - started
         served = self.served.get((route, status))
         if served is None:
             served = self.served[route, status] = Served()
         served.count += 1
-        served.seconds += seconds
+        served.seconds += elapsed
+        self._log.debug(
+            "request",
+            method=method,
+            path=path,
+            status=status,
+            ms=round(elapsed * 1000, 3),
+            request_id=request_id,
+        )

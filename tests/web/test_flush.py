@@ -7,7 +7,7 @@ import asyncio
 import psycopg
 
 from itemstore.options import Options
-from tests.stores import Gated
+from tests.stores import Gated, until
 from tests.web.conftest import make, service_over
 
 
@@ -40,7 +40,7 @@ async def test_flush_does_not_wait_for_what_comes_after_it(dsn: str) -> None:
         await make(api, "a", durability="memory")
         await first.reached()
         flushing = asyncio.ensure_future(api("POST", "/flush"))
-        await api("GET", "/livez")
+        await until(lambda: bool(service.store.queue._barriers))
         await make(api, "b", durability="memory")
         first.open()
         assert 204 == (await flushing).status

@@ -94,7 +94,7 @@ async def test_the_log_has_one_line_a_request_and_one_a_batch(dsn: str) -> None:
         assert set(line) == {
             *("message", "level", "at", "method", "path", "status", "ms", "request_id")
         }
-        assert line["level"] == "info"
+        assert line["level"] == "debug"
         assert isinstance(line["ms"], float)
     assert [line["path"] for line in lines[:4]] == [
         *("/items/a%20b", "/items/a%20b", "/items", "/nowhere")

@@ -247,7 +247,7 @@ async def test_a_client_that_goes_away_is_no_mistake_of_the_server(
 
         assert (await service.api("GET", "/items/x")).status == 404
         [event] = [each for each in service.events() if each.get("method") == "PUT"]
-    assert (event["message"], event["level"], event["status"]) == ("request", "info", 400)
+    assert (event["message"], event["level"], event["status"]) == ("request", "debug", 400)
 
 
 async def test_headers_that_stall_are_given_up(

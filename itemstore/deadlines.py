@@ -1,0 +1,47 @@
+"""Deadlines: futures that fail when nobody has settled them in time, with one timer for all."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+
+class Deadlines:
+    """All have the same time, so they run out in the order in which they came."""
+
+    def __init__(self, limit_s: float) -> None:
+        self.limit_s = limit_s
+        self._line: deque[tuple[float, asyncio.Future[None], Callable[[], Exception]]] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def future(self, late: Callable[[], Exception]) -> asyncio.Future[None]:
+        """To be settled within ``limit_s`` seconds; else ``late`` makes its exception."""
+        loop, line = asyncio.get_running_loop(), self._line
+        future: asyncio.Future[None] = loop.create_future()
+        while line and line[0][1].done():
+            line.popleft()
+        line.append((loop.time() + self.limit_s, future, late))
+        if self._timer is None:
+            self._timer = loop.call_at(line[0][0], self._run_out)
+        return future
+
+    def close(self) -> None:
+        """The time of all is over."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._fail_until(float("inf"))
+
+    def _run_out(self) -> None:
+        loop, line = asyncio.get_running_loop(), self._line
+        self._fail_until(loop.time())
+        self._timer = loop.call_at(line[0][0], self._run_out) if line else None
+
+    def _fail_until(self, time_s: float) -> None:
+        line = self._line
+        while line and (line[0][0] <= time_s or line[0][1].done()):
+            _, future, late = line.popleft()
+            if not future.done():
+                future.set_exception(late())
+                future.exception()  # its writer may be gone: that is no news

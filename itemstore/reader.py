@@ -1,0 +1,88 @@
+"""The reader: finds the newest accepted state of an item, in memory or in PostgreSQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Final
+
+from itemstore.core.cache import Cache
+from itemstore.core.queue import WriteQueue, newer
+from itemstore.errors import DatabaseUnavailable
+from itemstore.lease import WriterLease
+from itemstore.loader import Loader
+from itemstore.quarantine import Quarantine
+
+
+class _Unknown(Enum):
+    UNKNOWN = 0
+
+
+#: What is known of an item that is neither cached nor surely absent.
+UNKNOWN: Final = _Unknown.UNKNOWN
+
+
+class Reader:
+    """What it knows at once, the holder of the lease may answer; the rest must be waited for."""
+
+    def __init__(
+        self,
+        cache: Cache,
+        queue: WriteQueue,
+        lease: WriterLease,
+        loader: Loader,
+        quarantine: Quarantine,
+        *,
+        load_timeout_s: float,
+    ) -> None:
+        self._cache = cache
+        self._queue = queue
+        self._lease = lease
+        self._loader = loader
+        self._quarantine = quarantine
+        self._load_timeout_s = load_timeout_s
+
+    def known(self, item_id: str) -> bytes | _Unknown | None:
+        """The packed entry, None if there is surely no such item, or UNKNOWN."""
+        entry = self._cache.entries.get(item_id)
+        if entry is not None:
+            return entry
+        if self._cache.is_absent(item_id) or item_id in self._queue:
+            return None  # what is pending and not cached is a delete
+        return UNKNOWN
+
+    def is_used(self, item_id: str) -> bool:
+        """Whether an item of this id was written here; PostgreSQL may not know it yet."""
+        return item_id in self._cache.entries or item_id in self._queue
+
+    async def find(self, item_id: str) -> bytes | None:
+        """The packed entry, or None. Raises DatabaseUnavailable, Overloaded."""
+        return await self._timely(self._find, item_id)
+
+    async def load(self, item_id: str) -> None:
+        """Makes it known to who holds the lease. Raises DatabaseUnavailable, Overloaded."""
+        await self._timely(self._loader.load, item_id)
+
+    async def _find(self, item_id: str) -> bytes | None:
+        while await self._lease.to_answer():
+            known = self.known(item_id)
+            if known is not UNKNOWN:
+                return known
+            await self._loader.load(item_id)
+        newest = await self._loader.newest(item_id)
+        if item_id in self._queue.parked and (parked := await self._quarantine.find(item_id)):
+            newest = newer(newest, parked.change)
+        return newest
+
+    async def _timely(
+        self, find: Callable[[str], Awaitable[bytes | None]], item_id: str
+    ) -> bytes | None:
+        try:
+            async with asyncio.timeout(self._load_timeout_s):
+                return await find(item_id)
+        except TimeoutError:
+            raise DatabaseUnavailable(
+                "The item's newest state is not in memory, and PostgreSQL did not answer within "
+                f"{self._load_timeout_s:g} s. Repeat later."
+            ) from None

@@ -1,0 +1,136 @@
+"""A connection: aiohttp's protocol, with the fast lane before it."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import Any
+
+from aiohttp import web
+
+from itemstore.errors import MalformedRequest
+from itemstore.web import problems
+from itemstore.web.lane import Lane, Pending, length_of
+from itemstore.web.traffic import SERVER
+
+
+class Connection(web.RequestHandler):
+    """Lets the lane answer what it can while aiohttp is idle.
+
+    aiohttp's parser keeps what it has of a request that is not whole, and does not tell. So the
+    connection follows what it hands over: ``_rest`` is how many bytes of the last request are still
+    to come. Where that cannot be told, the lane is closed for the rest of the connection.
+
+    A write that waits for its commit holds the connection: what arrives meanwhile is kept for
+    later, so that responses come in the order of the requests (RFC 9112, section 9.3.2).
+    """
+
+    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest")
+
+    def __init__(self, manager: web.Server, *, lane: Lane | None, **options: Any) -> None:
+        super().__init__(manager, **options)
+        self._lane = lane
+        self._rest: int | None = 0 if lane is not None else None
+        self._pending: Pending | None = None
+        self._kept = b""
+        self._answered: asyncio.Event | None = None
+
+    def data_received(self, data: bytes) -> None:
+        if self._pending is not None:
+            self._keep(data)
+            return
+        if not data:  # aiohttp wakes its own parser so
+            super().data_received(data)
+            return
+        if self._rest == 0 and self._lane is not None and self._is_idle():
+            answer = self._lane.answer(data)
+            if answer is not None:
+                self._give(answer)
+                return
+        if self._rest is not None:
+            self._follow(data)
+        super().data_received(data)
+
+    def _is_idle(self) -> bool:
+        """Whether aiohttp waits for a request, and its client has read what it was sent."""
+        waiter = self._waiter
+        return waiter is not None and not (
+            waiter.done() or self._messages or self._close or self._force_close or self._paused
+        )
+
+    def _follow(self, data: bytes) -> None:
+        if self._rest == 0:
+            self._rest = length_of(data)
+        if self._rest is not None:
+            self._rest -= len(data)
+            if self._rest < 0:
+                self._rest = None
+
+    def _give(self, answer: bytes | Pending) -> None:
+        loop = self._loop
+        self._next_keepalive_close_time = loop.time() + self._keepalive_timeout
+        if isinstance(answer, bytes):
+            if self.transport is not None:
+                self.transport.write(answer)
+            return
+        self._pending = answer
+        assert answer.accepted.done is not None  # noqa: S101 - our own error, not a caller's
+        answer.accepted.done.add_done_callback(self._settled)
+
+    def _settled(self, _: asyncio.Future[None]) -> None:
+        """The write that was waited for is durable, or has failed."""
+        assert self._pending is not None  # noqa: S101 - our own error, not a caller's
+        assert self._lane is not None  # noqa: S101
+        answer, self._pending = self._lane.settled(self._pending), None
+        if self._answered is not None:
+            self._answered.set()
+        if self.transport is None:  # nobody reads it any more
+            return
+        self._give(answer)
+        if self._kept:
+            kept, self._kept = self._kept, b""
+            self.transport.resume_reading()
+            self.data_received(kept)
+
+    def _keep(self, data: bytes) -> None:
+        if not self._kept and self.transport is not None:
+            self.transport.pause_reading()
+        self._kept += data
+
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
+        """Lets the write that is waited for be answered first."""
+        if self._pending is not None:
+            self._answered = asyncio.Event()
+            try:
+                async with asyncio.timeout(timeout):
+                    await self._answered.wait()
+            except TimeoutError:
+                pass
+        await super().shutdown(timeout)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        """What is not HTTP is answered with a problem document too."""
+        if status != 400:
+            return super().handle_error(request, status, exc, message)
+        response = problems.response(
+            MalformedRequest(
+                f"The request is malformed: {_reason(message or '')}. Mend it, and send it over a "
+                "new connection."
+            ),
+            "",
+        )
+        response.headers["Server"] = SERVER
+        response.force_close()
+        return response
+
+
+def _reason(message: str) -> str:
+    """What the parser says, without the bytes it says it of."""
+    said = re.split(r"\n\n| when reading", message)[0]
+    return " ".join(said.split())[:200].rstrip(".:") or "it is not HTTP"

@@ -1,0 +1,277 @@
+"""The fast lane: hot requests for items, answered from their bytes before aiohttp parses them.
+
+A chunk that arrives on an idle connection, is exactly one request, and asks for what can be done at
+once is answered here: GET and HEAD of an item of which all is known, PUT and POST of a small one.
+Whatever is unusual in any way is not the lane's business: it returns None, and aiohttp gets the
+untouched bytes. So the lane refuses nothing by itself, and answers nothing otherwise than the
+ordinary route would, byte for byte; tests/web/test_lane.py compares the two.
+
+What makes it fast is what it leaves out: a task, a request and a response object for each request,
+and most of the parsing, for a client sends the same headers again and again (``Lane._head``).
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from email.utils import formatdate
+from http import HTTPStatus
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+import orjson
+
+from itemstore.core.condition import Condition
+from itemstore.core.data import loads
+from itemstore.core.item import ID_MAX_BYTES, envelope, version_of
+from itemstore.errors import ItemNotFound, ItemStoreError
+from itemstore.options import Durability
+from itemstore.reader import UNKNOWN
+from itemstore.store import Accepted, ItemStore
+from itemstore.web import problems, requests, traffic
+
+CHUNK_MAX_BYTES: Final = 64 * 1024
+HEAD_MAX_BYTES: Final = 2_048
+HEADS_MAX: Final = 512  # header blocks remembered, 1 MB at most
+
+_LINE: Final = re.compile(rb"[A-Z]{3,7} /[!-~]{0,2000} HTTP/1\.[01](?=\r\n)")
+_FIELD: Final = re.compile(rb"\r\n([A-Za-z0-9_-]{1,64}):[ \t]*([ -~\t]*)(?=\r\n)")
+_ID: Final = re.compile(rb"[A-Za-z0-9_~.-]+")
+_LENGTH: Final = re.compile(r"[0-9]{1,9}")
+
+#: Headers by which a connection or the bounds of a request are not what they usually are.
+_FRAMING: Final = frozenset(
+    {"connection", "expect", "keep-alive", "proxy-connection"}
+    | {"te", "trailer", "transfer-encoding", "upgrade"}
+)
+
+_STATUS: Final = {each.value: b"%d %b" % (each, each.phrase.encode()) for each in HTTPStatus}
+_IDENTITY: Final = b"HTTP/1.1 %b\r\n%bX-Request-Id: %b\r\nServer: " + traffic.SERVER.encode()
+_BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n\r\n"
+_RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b"
+_UNMODIFIED: Final = b'ETag: "%d"\r\nCache-Control: no-cache\r\n%b'
+_ITEM: Final = _UNMODIFIED + b"%bContent-Type: application/json\r\n"
+_PROBLEM: Final = (
+    b"Cache-Control: no-store\r\n%bContent-Type: " + problems.CONTENT_TYPE.encode() + b"\r\n"
+)
+
+
+class Head(NamedTuple):
+    """What the headers of a request say, as far as the lane wants to know."""
+
+    length: int  #: of the body, in bytes
+    when: Condition
+    durability: str | None
+    request_id: str | None
+    railway_request_id: str | None
+
+
+class Asked(NamedTuple):
+    """A request, as it is counted and logged."""
+
+    method: str
+    path: str
+    route: str
+    started: float  #: by time.perf_counter()
+    request_id: str
+
+
+class Pending(NamedTuple):
+    """A write that is applied, and answered when ``accepted.done`` is settled."""
+
+    asked: Asked
+    accepted: Accepted
+    level: Durability
+
+
+class Lane:
+    """Answers for one store."""
+
+    def __init__(self, store: ItemStore, served: traffic.Traffic) -> None:
+        self._store = store
+        self._traffic = served
+        self._heads: dict[bytes, Head | None] = {}
+        self._second, self._date = 0, b""
+
+    def answer(self, chunk: bytes) -> bytes | Pending | None:
+        """The response; or the write it waits for; or None if the lane does not answer.
+
+        The chunk is all that has arrived on the connection since it last was idle.
+        """
+        started = time.perf_counter()
+        end = chunk.find(b" HTTP/1.1\r\n", 0, HEAD_MAX_BYTES) + 9
+        if end < 9 or len(chunk) > CHUNK_MAX_BYTES or not self._store.is_ready:
+            return None
+        if chunk.startswith(b"GET /items/"):
+            return self._read("GET", chunk[11 : end - 9], chunk[end:], started)
+        if chunk.startswith(b"HEAD /items/"):
+            return self._read("HEAD", chunk[12 : end - 9], chunk[end:], started)
+        begin = chunk.find(b"\r\n\r\n", end) + 4
+        if begin < 4:
+            return None
+        if chunk.startswith(b"PUT /items/"):
+            in_path = chunk[11 : end - 9]
+            return self._write(in_path, chunk[end:begin], chunk[begin:], started)
+        if chunk.startswith(b"POST /items HTTP"):
+            return self._write(None, chunk[end:begin], chunk[begin:], started)
+        return None
+
+    def settled(self, pending: Pending) -> bytes:
+        """The response to a write that is now as durable as was asked, or has failed."""
+        asked, accepted, _ = pending
+        try:
+            if accepted.done is not None:
+                accepted.done.result()
+            return self._written(pending)
+        except ItemStoreError as error:
+            return self._problem(error, asked)
+        except Exception:
+            mistake = problems.internal(self._store.log, asked.request_id, asked.path)
+            return self._problem(mistake, asked)
+
+    # --- reading
+
+    def _read(self, method: str, in_path: bytes, block: bytes, started: float) -> bytes | None:
+        head, store = self._head(block), self._store
+        if head is None or head.length or head.when.if_match is not None or not _is_plain(in_path):
+            return None
+        if store.monotonic() >= store.lease.reads_until:
+            return None
+        item_id = in_path.decode()
+        entry = store.reader.known(item_id)
+        if entry is UNKNOWN:
+            return None
+        asked = Asked(
+            method,
+            f"/items/{item_id}",
+            "GET /items/{id}" if method == "GET" else "HEAD /items/{id}",
+            started,
+            traffic.request_id(head.request_id, head.railway_request_id),
+        )
+        if entry is None:
+            return self._problem(ItemNotFound(f"There is no item {item_id!r}."), asked)
+        version = version_of(entry)
+        pending = b"Durability: pending\r\n" if store.is_pending(item_id) else b""
+        if head.when.is_unmodified(entry):
+            return self._response(304, _UNMODIFIED % (version, pending), asked, None)
+        headers = _ITEM % (version, pending, b"")
+        return self._response(200, headers, asked, envelope(item_id, entry))
+
+    # --- writing
+
+    def _write(
+        self, in_path: bytes | None, block: bytes, body: bytes, started: float
+    ) -> bytes | Pending | None:
+        head = self._head(block)
+        if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
+            return None
+        try:
+            level, value = self._store.level(head.durability), loads(body)
+            if in_path is None:
+                method, path, route = "POST", "/items", "POST /items"
+                accepted = self._store.accept_now(requests.create(value), level)
+            else:
+                item_id = in_path.decode()
+                method, path, route = "PUT", f"/items/{item_id}", "PUT /items/{id}"
+                accepted = self._store.accept_now(requests.put(value, item_id, head.when), level)
+        except ItemStoreError:
+            return None  # nothing was changed, and the ordinary route says what is wrong
+        if accepted is None:
+            return None
+        request_id = traffic.request_id(head.request_id, head.railway_request_id)
+        pending = Pending(Asked(method, path, route, started, request_id), accepted, level)
+        return pending if accepted.done is not None else self._written(pending)
+
+    def _written(self, pending: Pending) -> bytes:
+        asked, accepted, level = pending
+        item = accepted.item
+        durability, location, status = b"Durability: %b\r\n" % level.encode(), b"", 200
+        if item.is_new:
+            location = b"Location: /items/%b\r\n" % quote(item.id, safe="").encode()
+            status = 201
+        headers = _ITEM % (item.version, durability, location)
+        return self._response(status, headers, asked, item.json())
+
+    # --- what both need
+
+    def _problem(self, error: ItemStoreError, asked: Asked) -> bytes:
+        body = orjson.dumps(problems.problem(error, asked.request_id))
+        retry = b"" if error.retry_after_s is None else b"Retry-After: %d\r\n" % error.retry_after_s
+        return self._response(error.status, _PROBLEM % retry, asked, body)
+
+    def _response(self, status: int, headers: bytes, asked: Asked, body: bytes | None) -> bytes:
+        self._traffic.note(*asked, status)
+        second = int(time.time())
+        if second != self._second:
+            self._second, self._date = second, formatdate(second, usegmt=True).encode()
+        request_id = asked.request_id.encode()
+        if body is None:
+            return _BODILESS % (_STATUS[status], headers, request_id, self._date)
+        sent = b"" if asked.method == "HEAD" else body
+        return _RESPONSE % (_STATUS[status], headers, request_id, len(body), self._date, sent)
+
+    def _head(self, block: bytes) -> Head | None:
+        """What a header block says, with the line ends around it; None: not for the lane."""
+        try:
+            return self._heads[block]
+        except KeyError:
+            head = _parse(block)
+            if len(block) <= HEAD_MAX_BYTES:
+                if len(self._heads) >= HEADS_MAX:
+                    self._heads.clear()
+                self._heads[block] = head
+            return head
+
+
+def length_of(chunk: bytes) -> int | None:
+    """How many bytes the request has that begins the chunk; None if that cannot be told simply."""
+    line = _LINE.match(chunk)
+    begin = chunk.find(b"\r\n\r\n") + 4
+    if line is None or begin < 4:
+        return None
+    fields = _fields(chunk[line.end() : begin])
+    return None if fields is None else begin + int(fields.get("content-length", "0"))
+
+
+def _parse(block: bytes) -> Head | None:
+    fields = _fields(block)
+    if fields is None or "content-encoding" in fields:
+        return None
+    try:
+        when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
+        requests.check_media_type(fields.get("content-type"), requests.JSON)
+    except ItemStoreError:
+        return None
+    return Head(
+        int(fields.get("content-length", "0")),
+        when,
+        fields.get("durability"),
+        fields.get("x-request-id"),
+        fields.get("x-railway-request-id"),
+    )
+
+
+def _fields(block: bytes) -> dict[str, str] | None:
+    """The headers by their names in lower case; None if any is unusual, or there twice."""
+    fields: dict[str, str] = {}
+    end = 0
+    while (field := _FIELD.match(block, end)) is not None:
+        name = field[1].lower().decode()
+        if name in fields:
+            return None
+        fields[name] = field[2].rstrip(b" \t").decode()
+        end = field.end()
+    if block[end:] != b"\r\n\r\n" or not _LENGTH.fullmatch(fields.get("content-length", "0")):
+        return None
+    if fields.get("connection", "").lower() == "keep-alive":
+        del fields["connection"]  # what HTTP/1.1 does anyway
+    return fields if _FRAMING.isdisjoint(fields) else None
+
+
+def _is_plain(in_path: bytes) -> bool:
+    """Whether this segment of a path is the id as it stands."""
+    if len(in_path) > ID_MAX_BYTES:
+        return False
+    return in_path.isalnum() or (
+        _ID.fullmatch(in_path) is not None and in_path not in {b".", b".."}
+    )
