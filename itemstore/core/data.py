@@ -33,6 +33,10 @@ _STRICT: Final = (
 )
 #: A double holds any decimal of 15 digits and any exponent of two; beyond that it may not.
 _LONG_NUMBER: Final = re.compile(rb"[0-9][0-9.]{15}|[eE][+-]?[0-9]{3}")
+#: The same in coarse, which takes a tenth of the time: all digits and the point are 0, E is e and -
+#: is +, so that these three are looked for as they stand.
+_COARSE: Final = bytes.maketrans(b"123456789.E-", b"0000000000e+")
+_LONG_COARSE: Final = (b"0" * 16, b"e000", b"e+000")
 
 _KINDS: Final = {list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
 _CONTAINERS: Final = (dict, list)
@@ -70,14 +74,19 @@ def encode(data: Mapping[str, Any] | Encoded) -> Encoded:
     if type(data) is Encoded:
         return data
     text = _dumps(data)
+    if b"\\u0000" in text or _has_long_number(text):
+        _check_values(data)
     if orjson.loads(text) != data:  # NaN, tuples, UUIDs, enumerations: orjson writes them unasked
         _check_values(data)
     return Encoded(text)
 
 
 def encode_parsed(data: Any) -> Encoded:
-    """The same for a value that ``loads`` returned: nothing in it is foreign to JSON."""
-    return Encoded(_dumps(data))
+    """The same for a value that ``loads`` returned: no number in it is too long for us."""
+    text = _dumps(data)
+    if b"\\u0000" in text:
+        _check_values(data)
+    return Encoded(text)
 
 
 def _dumps(data: Any) -> bytes:
@@ -96,9 +105,14 @@ def _dumps(data: Any) -> bytes:
     _check_structure(text)
     if _may_be_too_deep(text):
         _check_depth(data, DEPTH_MAX)
-    if b"\\u0000" in text or _LONG_NUMBER.search(text):
-        _check_values(data)
     return text
+
+
+def _has_long_number(text: bytes) -> bool:
+    """Whether a number in it may be beyond what a double or 64 bits hold."""
+    coarse = text.translate(_COARSE)
+    a, b, c = _LONG_COARSE
+    return (a in coarse or b in coarse or c in coarse) and _LONG_NUMBER.search(text) is not None
 
 
 def decode(text: bytes) -> dict[str, Any]:
@@ -133,7 +147,7 @@ def merge_patch(target: Any, patch: Any) -> Any:
 
 def check_numbers(raw: bytes) -> None:
     """Raises InvalidData if a number in this valid JSON text would come back as another one."""
-    if _LONG_NUMBER.search(raw):
+    if _has_long_number(raw):
         json.loads(raw, parse_int=_check_int, parse_float=_check_float)
 
 

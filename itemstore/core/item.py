@@ -166,12 +166,15 @@ class Item:
 
 def envelope(item_id: str, entry: bytes) -> bytes:
     """The item as JSON text, with no JSON work done on its data."""
-    version = version_of(entry)
+    version, created = _HEADER.unpack_from(entry)
+    updated_at = timestamp(version)
+    created_us = created + PG_EPOCH_US
+    created_at = updated_at if created_us == version else timestamp(created_us)
     return b'{"id":%b,"version":%d,"created_at":"%b","updated_at":"%b","data":%b}' % (
         orjson.dumps(item_id),
         version,
-        timestamp(created_us_of(entry)),
-        timestamp(version),
+        created_at,
+        updated_at,
         entry[HEADER_BYTES:],
     )
 

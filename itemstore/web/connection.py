@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, Final
 
 from aiohttp import web
 
@@ -12,6 +12,8 @@ from itemstore.errors import MalformedRequest
 from itemstore.web import problems
 from itemstore.web.lane import Lane, Pending, length_of
 from itemstore.web.traffic import SERVER
+
+KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
 
 
 class Connection(web.RequestHandler):
@@ -32,7 +34,7 @@ class Connection(web.RequestHandler):
         self._lane = lane
         self._rest: int | None = 0 if lane is not None else None
         self._pending: Pending | None = None
-        self._kept = b""
+        self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -88,16 +90,18 @@ class Connection(web.RequestHandler):
             return
         self._give(answer)
         if self._kept:
-            kept, self._kept = self._kept, b""
-            self.transport.resume_reading()
-            self.data_received(kept)
+            kept, self._kept = self._kept, []
+            if len(kept) >= KEPT_MAX:
+                self.transport.resume_reading()
+            for data in kept:
+                self.data_received(data)
 
     def _keep(self, data: bytes) -> None:
-        if not self._kept and self.transport is not None:
+        self._kept.append(data)
+        if len(self._kept) == KEPT_MAX and self.transport is not None:
             self.transport.pause_reading()
-        self._kept += data
 
-    async def shutdown(self, timeout: float | None = 15.0) -> None:
+    async def shutdown_not(self, timeout: float | None = 15.0) -> None:
         """Lets the write that is waited for be answered first."""
         if self._pending is not None:
             self._answered = asyncio.Event()

@@ -37,11 +37,12 @@ HEADS_MAX: Final = 512  # header blocks remembered, 1 MB at most
 _LINE: Final = re.compile(rb"[A-Z]{3,7} /[!-~]{0,2000} HTTP/1\.[01](?=\r\n)")
 _FIELD: Final = re.compile(rb"\r\n([A-Za-z0-9_-]{1,64}):[ \t]*([ -~\t]*)(?=\r\n)")
 _ID: Final = re.compile(rb"[A-Za-z0-9_~.-]+")
+_HOST: Final = re.compile(r"[A-Za-z0-9.:\[\]_-]+")
 _LENGTH: Final = re.compile(r"[0-9]{1,9}")
 
 #: Headers by which a connection or the bounds of a request are not what they usually are.
 _FRAMING: Final = frozenset(
-    {"connection", "expect", "keep-alive", "proxy-connection"}
+    {"connection", "expect", "keep-alive", "proxy-connection", "sec-websocket-key1"}
     | {"te", "trailer", "transfer-encoding", "upgrade"}
 )
 
@@ -235,7 +236,7 @@ def length_of(chunk: bytes) -> int | None:
 
 def _parse(block: bytes) -> Head | None:
     fields = _fields(block)
-    if fields is None or "content-encoding" in fields:
+    if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
         return None
     try:
         when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
@@ -261,7 +262,7 @@ def _fields(block: bytes) -> dict[str, str] | None:
             return None
         fields[name] = field[2].rstrip(b" \t").decode()
         end = field.end()
-    if block[end:] != b"\r\n\r\n" or not _LENGTH.fullmatch(fields.get("content-length", "0")):
+    if block[end:] != b"\r\n\r\n" or "host" not in fields or not _LENGTH.fullmatch(fields.get("content-length", "0")):
         return None
     if fields.get("connection", "").lower() == "keep-alive":
         del fields["connection"]  # what HTTP/1.1 does anyway

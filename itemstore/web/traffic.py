@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import secrets
 import time
@@ -40,7 +41,8 @@ class Traffic:
     """The requests answered since the start."""
 
     def __init__(self, log: FilteringBoundLogger) -> None:
-        self._log = log
+        self._log = log.bind()
+        self._is_told = self._log.is_enabled_for(logging.DEBUG)
         #: (route, status) → what was served. Bounded: routes and statuses are ours.
         self.served: dict[tuple[str, int], Served] = {}
 
@@ -54,11 +56,12 @@ class Traffic:
             served = self.served[route, status] = Served()
         served.count += 1
         served.seconds += elapsed
-        self._log.debug(
-            "request",
-            method=method,
-            path=path,
-            status=status,
-            ms=round(elapsed * 1000, 3),
-            request_id=request_id,
-        )
+        if self._is_told:
+            self._log.debug(
+                "request",
+                method=method,
+                path=path,
+                status=status,
+                ms=round(elapsed * 1000, 3),
+                request_id=request_id,
+            )
