@@ -101,7 +101,7 @@ class Connection(web.RequestHandler):
         if len(self._kept) == KEPT_MAX and self.transport is not None:
             self.transport.pause_reading()
 
-    async def shutdown_not(self, timeout: float | None = 15.0) -> None:
+    async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Lets the write that is waited for be answered first."""
         if self._pending is not None:
             self._answered = asyncio.Event()
