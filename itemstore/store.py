@@ -509,7 +509,7 @@ class ItemStore:
         done = None
         if level is not Durability.MEMORY:
             done = self._deadlines.future(partial(self._unconfirmed, version))
-            change.settled.append(partial(_settle, done))
+            change.settled = (partial(_settle, done),)
         self.queue.put(change)
         self.persister.wake()
         if level is Durability.JOURNAL and done is not None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from itemstore.options import Options
 from itemstore.storage.embedded import EmbeddedPostgres
 from itemstore.storage.installations import find_installations
 from itemstore.store import ItemStore
+from itemstore.web.server import loop_factory
 from tests.sql import make_database
 from tests.stores import Stores, stores_over
 
@@ -24,6 +26,8 @@ MAJORS_WANTED = (15, 16, 18)  # Debian 12, Railway's default, the embedded one
 _FOUND = {installation.major: installation for installation in reversed(find_installations())}
 #: Durability of the server under the tests is tested elsewhere; here it would only cost time.
 _FAST = {"fsync": "off", "full_page_writes": "off", "max_connections": "200"}
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 
 # No test fails by time: not by Hypothesis' own measure of it either, on a machine that is busy.
 hypothesis.settings.register_profile(
@@ -34,6 +38,12 @@ hypothesis.settings.load_profile("itemstore")
 # Nothing of the developer's own environment may change what the tests do.
 for _name in ("DATABASE_URL", "DATABASE_UNPOOLED_URL", "DATA_DIR", "DURABILITY", "PORT", "HOST"):
     os.environ.pop(_name, None)
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
+    """The server's event loop: uvloop, or what TEST_LOOP says."""
+    name = os.environ.get("TEST_LOOP", "uvloop")
+    return {name: loop_factory(name)}
 
 
 @pytest.fixture(scope="session")

@@ -152,8 +152,10 @@ async def test_newer_rows_win_over_what_a_crash_left(stores: Stores, directory: 
     """What PostgreSQL has in a newer version, or has deleted since, the journal does not undo."""
     first = await stores.open(journal_dir=directory)
     await first.put("a", {"n": 0}, durability=COMMIT)
+    write = gates(first).hold("write")  # else the commit may come before the journal's
     for item_id in "abcd":
         await soon(first.put(item_id, {"n": 1}))
+    write.open()
     await soon(first.flush())
     copy = as_killed(directory)
     await first.put("a", {"n": 2}, durability=COMMIT)

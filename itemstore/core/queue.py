@@ -62,7 +62,7 @@ class Change:
         #: The version that first made this id dirty, and when: what the order goes by.
         self.first_version = version
         self.dirty_since = now_s
-        self.settled: list[Settled] = []
+        self.settled: tuple[Settled, ...] = ()
 
     @property
     def data(self) -> bytes | None:
@@ -261,7 +261,7 @@ class WriteQueue:
 
 
 def _tell(change: Change, outcome: Exception | None) -> None:
-    waiting, change.settled = change.settled, []
+    waiting, change.settled = change.settled, ()
     for settled in waiting:
         settled(outcome)
 

@@ -7,6 +7,7 @@ SIGTERM → stop listening → finish requests → empty the write queue → clo
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 import socket
 import sys
@@ -217,6 +218,7 @@ def loop_factory(name: str) -> Callable[[], asyncio.AbstractEventLoop]:
 
 def main(settings: Settings) -> int:
     """Returns the exit code."""
+    gc.freeze()  # what is there by now stays: it need not be looked through again and again
     try:
         with asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner:
             return runner.run(serve(settings))

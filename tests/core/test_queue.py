@@ -37,7 +37,7 @@ def put(queue: WriteQueue) -> Callable[..., Change]:
         entry = pack(version, 1, b"" if deleted else b"x" * size)
         change = Change(item_id, version, entry, deleted=deleted, now_s=float(version))
         if settled is not None:
-            change.settled.append(settled)  # type: ignore[arg-type]
+            change.settled += (settled,)  # type: ignore[operator]
         queue.put(change)
         return change
 
@@ -310,7 +310,7 @@ def test_all_writers_of_an_item_are_told(queue: WriteQueue, put: Callable[..., C
     heard: list[int] = []
     for number in range(3):
         change = put("a", settled=lambda _, number=number: heard.append(number))
-        change.settled.append(told)
+        change.settled += (told,)
     [change] = queue.take(ITEMS, BYTES)
     later = Calls()
     put("a", settled=later)
@@ -412,7 +412,7 @@ def unacked(queue: WriteQueue, item_id: str, version: int, settled: object = Non
     entry = pack(version, 1, b"{}")
     change = Change(item_id, version, entry, deleted=False, now_s=float(version), is_acked=False)
     if settled is not None:
-        change.settled.append(settled)  # type: ignore[arg-type]
+        change.settled += (settled,)  # type: ignore[operator]
     queue.put(change)
     return change
 

@@ -117,7 +117,7 @@ class Machine(RuleBasedStateMachine):
             item_id, self.version, entry, deleted=data is None, now_s=float(self.version)
         )
         accepted = Accepted(change)
-        change.settled.append(accepted.told.append)
+        change.settled += (accepted.told.append,)
         if data is None:
             self.cache.remove(item_id)
         else:

@@ -17,7 +17,7 @@ from itemstore.storage.postgres import Postgres
 from tests.stores import Road
 from tests.web.conftest import ANSWER_LIMIT_S, Service, make, service_over
 
-PATIENCE_S: Final = 0.2  # what the server waits for PostgreSQL here
+PATIENCE_S: Final = 1.0  # what the server waits for PostgreSQL here
 
 
 @asynccontextmanager
