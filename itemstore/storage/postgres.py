@@ -69,7 +69,9 @@ class Postgres:
         direct = direct_dsn or dsn
         self._writer = Session(direct, f"itemstore writer {instance}")
         self._lessee = Session(direct, f"itemstore lease {instance}")
-        self._preloader = Session(direct, f"itemstore preload {instance}")
+        self._preloader = Session(
+            direct, f"itemstore preload {instance}", on_connect=statements.WIDEN
+        )
         self._walk = Walk(self._preloader)
         self._listener = Session(
             direct, f"itemstore listener {instance}", on_connect=statements.LISTEN
