@@ -2,7 +2,7 @@
 
 Each can be pasted into psql with its parameters filled in. Times go in as microseconds, exactly.
 Arrays go in binary (``%b``): as texts, a thousand items cost 50 ms of the event loop. Rows come
-out packed by the server (core/item.py). The statements use nothing that a pooler in transaction
+out packed by the server (core/item.py). The statements need nothing that a pooler in transaction
 mode breaks: no prepared statements, no session settings, no session locks.
 """
 
@@ -85,6 +85,14 @@ WITH {_LEASE}, batch AS MATERIALIZED (
 )
 SELECT {_STANDING} FROM before
 """  # noqa: S608 - built from constants above
+
+#: For a direct connection of the writer, where PostgreSQL keeps its plans: they must hold also when
+#: a table they were made for has grown. Without compilation, for a scan that cannot be avoided, of
+#: the lease's one row, then passes for a very large one.
+BY_KEYS: Final = "SET enable_seqscan = off; SET jit = off"
+
+#: The process that serves this statement.
+BACKEND: Final = "SELECT pg_backend_pid()"
 
 #: Nothing goes in unless the epoch is valid. The lease's row is locked first, and whoever takes the
 #: lease must lock it too: the batches of successive holders follow one another.

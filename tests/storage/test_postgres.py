@@ -1112,6 +1112,7 @@ async def test_a_missing_table_is_broken(own_db: Holder, each_dsn: str) -> None:
         ("57P02 57P03", StorageDown),
         ("58000 58030", StorageAway),
         ("25006", StorageAway),
+        ("26000 42P05", StorageAway),
         ("55P03 57014", StorageSlow),
         ("22000 22001 22003 22008 22021 22023 22030 22P02 22P05", StorageRefused),
         ("23000 23502 23503 23505 23514 23P01", StorageRefused),
