@@ -207,7 +207,7 @@ SELECT id, {_PACKED} FROM items
 """  # noqa: S608 - built from constants above
 
 #: For a new connection that walks: libpq's buffer grows to half a megabyte, and stays so. With the
-#: 16 KB it begins with, every page would wake the event loop thirty times.
+#: 16 KB it begins with, a page would wake the event loop three times as often.
 WIDEN: Final = "SELECT repeat(' ', 500000)"
 
 #: What a walk must know: how far to go, whether the table is still the same file (VACUUM FULL and
