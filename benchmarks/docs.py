@@ -1,4 +1,4 @@
-"""Writes the measured figures into docs/benchmarks.md, from docs/benchmarks/*.json.
+"""Writes the measured figures into the pages of docs/, from docs/benchmarks/*.json.
 
     python -m benchmarks.docs
 
@@ -13,13 +13,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from benchmarks import charts, cities, memory, startup
+from benchmarks import charts, cities, memory, persisting, preloading, startup
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
-PAGE: Final = REPOSITORY / "docs" / "benchmarks.md"
+PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
 RESULTS: Final = REPOSITORY / "docs" / "benchmarks"
 
-BENCHMARKS: Final = {"startup": startup, "memory": memory, "cities": cities}
+BENCHMARKS: Final = {
+    "startup": startup,
+    "memory": memory,
+    "cities": cities,
+    "persisting": persisting,
+    "preloading": preloading,
+}
 
 _BLOCK: Final = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
 _LARGEST: Final = 1_000_000
@@ -29,7 +35,8 @@ Results = dict[str, Result]
 
 def main() -> None:
     results = read()
-    PAGE.write_text(render(PAGE.read_text("utf-8"), results), "utf-8")
+    for page in PAGES:
+        page.write_text(render(page.read_text("utf-8"), results), "utf-8")
     for name, benchmark in BENCHMARKS.items():
         charts.save(benchmark.plot(results[name]), RESULTS / f"{name}.svg")
 

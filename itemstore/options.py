@@ -43,7 +43,7 @@ class Options:
     queue_bytes_max: int = 64 * MIB
     queue_wait_s: float = 5.0
 
-    batch_items_max: int = 1_000
+    batch_items_max: int = 500  # beyond, a batch holds the event loop for longer than 3 ms
     batch_bytes_max: int = 4 * MIB
 
     #: How long a ``commit`` write and a barrier wait for PostgreSQL before they answer Unavailable.

@@ -15,7 +15,7 @@ from typing import Any
 import orjson
 import pytest
 
-from benchmarks import cities, docs
+from benchmarks import cities, docs, persisting, preloading
 from benchmarks.client import Answer
 from benchmarks.data import Row, WrongAnswer, check, rows
 from benchmarks.report import REPOSITORY, Table, spread
@@ -64,6 +64,22 @@ def test_memory_measures_the_process_and_its_own_estimate(run: Run, tmp_path: Pa
     [json_bytes] = values["preload"]["json_bytes"]
     assert json_bytes == sum(len(row.data) for row in rows(ITEMS))
     assert json_bytes < values["preload"]["estimate_bytes"][0]
+
+
+def test_preloading_brings_every_item_each_way(run: Run, tmp_path: Path) -> None:
+    file, svg = tmp_path / "preloading.json", tmp_path / "preloading.svg"
+    done = run("preloading", "--items", ITEMS, "--json", file, "--svg", svg)
+    assert set(measured(done, file)) == {"copy", *preloading.WAYS}
+    assert svg.read_bytes().startswith(b"<?xml")
+
+
+def test_persisting_writes_each_way(run: Run, tmp_path: Path) -> None:
+    file, svg = tmp_path / "persisting.json", tmp_path / "persisting.svg"
+    done = run("persisting", "--items", ITEMS, "--json", file, "--svg", svg)
+    values = measured(done, file)
+    assert set(values) > {*persisting.WAYS, persisting.AMONG, persisting.FREELY}
+    assert all(values[way]["wal_bytes"][0] > 0 for way in persisting.WAYS)
+    assert svg.read_bytes().startswith(b"<?xml")
 
 
 def test_cities_come_back_byte_for_byte_by_way_of_a_postgresql_that_syncs(
@@ -159,9 +175,9 @@ def test_a_table_is_markdown() -> None:
     assert table.markdown() == "**Title**\n\n| a | b |\n| :-- | --: |\n| 1 | 2 |"
 
 
-def test_the_page_has_the_figures_of_the_results() -> None:
-    """If it has not: python -m benchmarks.docs"""
-    page = docs.PAGE.read_text("utf-8")
-    assert docs.render(page, docs.read()) == page
+def test_the_pages_have_the_figures_of_the_results() -> None:
+    """If they have not: python -m benchmarks.docs"""
+    pages = [page.read_text("utf-8") for page in docs.PAGES]
+    assert [docs.render(page, docs.read()) for page in pages] == pages
     for name in docs.BENCHMARKS:
-        assert f"benchmarks/{name}.svg" in page
+        assert any(f"benchmarks/{name}.svg" in page for page in pages)

@@ -67,9 +67,11 @@ class Postgres:
     def __init__(self, dsn: str, *, direct_dsn: str | None = None) -> None:
         instance = secrets.token_hex(4)
         direct = direct_dsn or dsn
-        self._writer = Session(direct, f"itemstore writer {instance}")
+        self._writer = Session(direct, f"itemstore writer {instance}", if_direct=statements.BY_KEYS)
         self._lessee = Session(direct, f"itemstore lease {instance}")
-        self._preloader = Session(direct, f"itemstore preload {instance}")
+        self._preloader = Session(
+            direct, f"itemstore preload {instance}", on_connect=statements.WIDEN
+        )
         self._walk = Walk(self._preloader)
         self._listener = Session(
             direct, f"itemstore listener {instance}", on_connect=statements.LISTEN
@@ -124,14 +126,7 @@ class Postgres:
 
     async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
         try:
-            parameters = {
-                "ids": [change.id for change in changes],
-                "data": [None if (d := change.data) is None else d.decode() for change in changes],
-                "versions": [change.version for change in changes],
-                "created": [change.created_us for change in changes],
-                "acked": [change.is_acked for change in changes],
-                **_of(claim),
-            }
+            parameters = arrays(changes) | fields(claim)
         except UnicodeError as error:
             raise classify(error) from error
         [row] = await self._writer.run(statements.WRITE, parameters, time_limit_s=WRITE_TIMEOUT_S)
@@ -148,7 +143,7 @@ class Postgres:
 
     async def renew(self, claim: Claim) -> Standing:
         [row] = await self._lessee.run(
-            statements.RENEW, _of(claim), time_limit_s=claim.lease_s * LEASE_CALL_SHARE
+            statements.RENEW, fields(claim), time_limit_s=claim.lease_s * LEASE_CALL_SHARE
         )
         return _standing(*row)
 
@@ -158,7 +153,7 @@ class Postgres:
 
     async def acquire(self, claim: Claim, process: str, gone: str | None) -> Grant | None:
         rows = await self._lessee.run(
-            statements.ACQUIRE, {**_of(claim), "process": process, "gone": gone}
+            statements.ACQUIRE, {**fields(claim), "process": process, "gone": gone}
         )
         return Grant(*rows[0]) if rows else None
 
@@ -167,7 +162,7 @@ class Postgres:
         await self._lessee.run(statement, {"holder": holder})
 
     async def let_go(self, claim: Claim) -> None:
-        await self._lessee.run(statements.LET_GO, _of(claim))
+        await self._lessee.run(statements.LET_GO, fields(claim))
 
     async def changes(self, after_version: int) -> tuple[list[State], int | None]:
         parameters = {"after": after_version, "limit": CHANGES_PAGE}
@@ -287,7 +282,19 @@ class Postgres:
             raise classify(error) from error
 
 
-def _of(claim: Claim) -> dict[str, Any]:
+def arrays(changes: Sequence[Change]) -> dict[str, list[Any]]:
+    """A batch as ``statements.WRITE`` takes it. Raises UnicodeError."""
+    return {
+        "ids": [change.id for change in changes],
+        "data": [None if (data := change.data) is None else data.decode() for change in changes],
+        "versions": [change.version for change in changes],
+        "created": [change.created_us for change in changes],
+        "acked": [change.is_acked for change in changes],
+    }
+
+
+def fields(claim: Claim) -> dict[str, Any]:
+    """A claim as the statements of the writer take it."""
     return {field: getattr(claim, field) for field in Claim.__slots__}
 
 

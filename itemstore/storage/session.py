@@ -24,6 +24,7 @@ CONNECT_TIMEOUT_S: Final = 5
 READ_TIMEOUT_S: Final = 10.0
 BURIAL_MAX_S: Final = 10.0  # psycopg gives up cancelling after 5 s
 LOST_SESSION_WAIT_MS: Final = 5_000
+PREPARE_THRESHOLD: Final = 2  # times a statement is sent before its plan is kept
 
 #: Connecting fails without an SQLSTATE, whatever the server said; these never pass by waiting.
 _HOPELESS: Final = (
@@ -40,7 +41,9 @@ _DOWN: Final = "the database system is"
 #: be down for us alone, or the name may lead others to another server already.
 _DOWN_HERE: Final = ("Connection refused", "No such file or directory")
 
-_AWAY: Final = ("08", "40", "53", "57P", "58", "25006")
+#: A prepared statement is not there, or is there already: the session is not ours alone.
+_POOLED: Final = ("26", "42P05")
+_AWAY: Final = ("08", "40", "53", "57P", "58", "25006", *_POOLED)
 _SHUTDOWN: Final = ("57P02", "57P03")
 _SLOW: Final = ("55P03", "57014")
 _REFUSED: Final = ("22", "23", "54")
@@ -125,12 +128,17 @@ def conninfo(dsn: str, name: str) -> str:
 
 
 class Session:
-    """One connection of its own, opened again after it broke. Used by one task at a time."""
+    """One connection of its own, opened again after it broke. Used by one task at a time.
 
-    def __init__(self, dsn: str, name: str, *, on_connect: str = "") -> None:
+    ``if_direct``: settings for a connection that no pooler hands round. It also keeps the plans of
+    what is sent often: planning a small batch takes as long as carrying it out.
+    """
+
+    def __init__(self, dsn: str, name: str, *, on_connect: str = "", if_direct: str = "") -> None:
         self._conninfo = conninfo(dsn, name)
         self._name = name
         self._on_connect = on_connect
+        self._if_direct = if_direct
         self._connection: psycopg.AsyncConnection[TupleRow] | None = None
         self._was_lost = False
         self._burials: set[asyncio.Task[None]] = set()
@@ -166,6 +174,8 @@ class Session:
             raise
         except Exception as error:
             failure = classify(error)
+            if (getattr(error, "sqlstate", None) or "").startswith(_POOLED):
+                self._if_direct = ""  # a pooler that passes for the server
             if not isinstance(failure, StorageRefused | StorageBroken):
                 self._was_lost = True
                 await self.close()
@@ -223,6 +233,9 @@ class Session:
                     await self._end_lost_sessions(connection)
                 if self._on_connect:
                     await connection.execute(self._on_connect.encode())
+                if self._if_direct and await _is_direct(connection):
+                    await connection.execute(self._if_direct.encode())
+                    connection.prepare_threshold = PREPARE_THRESHOLD
             except BaseException:
                 await connection.close()
                 raise
@@ -239,6 +252,12 @@ class Session:
             if await cursor.fetchone() == (True,):
                 return
         raise StorageAway("the session of a lost connection is still busy")
+
+
+async def _is_direct(connection: psycopg.AsyncConnection[TupleRow]) -> bool:
+    """A pooler gives out a process id of its own making, to cancel by."""
+    cursor = await connection.execute(statements.BACKEND.encode())
+    return await cursor.fetchone() == (connection.info.backend_pid,)
 
 
 async def _bury(
