@@ -262,7 +262,8 @@ def _fields(block: bytes) -> dict[str, str] | None:
             return None
         fields[name] = field[2].rstrip(b" \t").decode()
         end = field.end()
-    if block[end:] != b"\r\n\r\n" or "host" not in fields or not _LENGTH.fullmatch(fields.get("content-length", "0")):
+    length = fields.get("content-length", "0")
+    if block[end:] != b"\r\n\r\n" or "host" not in fields or not _LENGTH.fullmatch(length):
         return None
     if fields.get("connection", "").lower() == "keep-alive":
         del fields["connection"]  # what HTTP/1.1 does anyway
