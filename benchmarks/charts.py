@@ -39,11 +39,13 @@ _PANEL_IN: Final = (5.4, 4.6)
 _BESIDE: Final = 1.035  # from one line's points to the next one's, so that whiskers do not hide
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many plots side by side."""
+def panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with so many plots side by side, in rows of so many."""
+    columns = columns or count
+    rows = -(-count // columns)
     with mpl.rc_context(_LOOK):
-        figure = Figure((_PANEL_IN[0] * count, _PANEL_IN[1]), layout="constrained")
-        return figure, [figure.add_subplot(1, count, place + 1) for place in range(count)]
+        figure = Figure((_PANEL_IN[0] * columns, _PANEL_IN[1] * rows), layout="constrained")
+        return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
 
 
 def runs(
@@ -55,6 +57,26 @@ def runs(
     below = [middle - min(each) for middle, each in zip(middles, values, strict=True)]
     above = [max(each) - middle for middle, each in zip(middles, values, strict=True)]
     axes.errorbar(shifted, middles, (below, above), label=label, color=color, **_MARKED)
+
+
+def bars(
+    axes: Axes, title: str, unit: str, values: dict[str, list[float]], colors: Sequence[str]
+) -> None:
+    """A bar to each name's median, the first on top, with its figure beside it."""
+    names = list(values)
+    middles = [statistics.median(each) for each in values.values()]
+    below = [middle - min(each) for middle, each in zip(middles, values.values(), strict=True)]
+    above = [max(each) - middle for middle, each in zip(middles, values.values(), strict=True)]
+    whiskers = {"ecolor": "#333333", "elinewidth": 1.0, "capsize": 2}
+    drawn = axes.barh(names, middles, xerr=(below, above), color=colors, error_kw=whiskers)
+    axes.bar_label(drawn, [_count(float(f"{middle:.3g}")) for middle in middles], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    with mpl.rc_context(_LOOK):
+        axes.set_title(title)
+        axes.set(xlabel=unit)
 
 
 def claims(axes: Axes, points: dict[int, float], label: str) -> None:

@@ -58,10 +58,15 @@ class Result:
 
     def of(self, items: int, mode: str) -> Values:
         """Raises LookupError if that was not measured."""
-        series = self._find(items, mode)
-        if series is None:
+        found = self.find(items, mode)
+        if found is None:
             raise LookupError(f"{self.benchmark}: {items:,} items, {mode}, were not measured")
-        return series.values
+        return found
+
+    def find(self, items: int, mode: str) -> Values | None:
+        """The same, or None."""
+        series = self._find(items, mode)
+        return None if series is None else series.values
 
     def _find(self, items: int, mode: str) -> Series | None:
         for each in self.series:
