@@ -58,15 +58,14 @@ class Result:
 
     def of(self, items: int, mode: str) -> Values:
         """Raises LookupError if that was not measured."""
-        found = self.find(items, mode)
-        if found is None:
-            raise LookupError(f"{self.benchmark}: {items:,} items, {mode}, were not measured")
-        return found
-
-    def find(self, items: int, mode: str) -> Values | None:
-        """The same, or None."""
         series = self._find(items, mode)
-        return None if series is None else series.values
+        if series is None:
+            raise LookupError(f"{self.benchmark}: {items:,} items, {mode}, were not measured")
+        return series.values
+
+    def only(self, mode: str) -> Values | None:
+        """What was measured with one number of items, whichever; None if it was not."""
+        return next((each.values for each in self.series if each.mode == mode), None)
 
     def _find(self, items: int, mode: str) -> Series | None:
         for each in self.series:

@@ -6,6 +6,7 @@ Whatever is not installed is left out; ``missing`` says what, and how to install
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -22,16 +24,20 @@ from psycopg.conninfo import conninfo_to_dict
 
 from benchmarks import charts
 from benchmarks.apis import Api, ItemsApi, RedisApi, WebdisApi
+from benchmarks.charts import Look
 from benchmarks.data import Row, load
 from benchmarks.peer_services import held
 from benchmarks.servers import Server, ServerError, database, itemstore, process
 
+MEMORY: Final = "itemstore-memory"
+COMMIT: Final = "itemstore-commit"
 EVERYSEC: Final = "redis-everysec"
 
 READS: Final = frozenset({"get", "miss", "304"})
 WRITES: Final = frozenset({"put", "post", "mixed"})
 ALL: Final = READS | WRITES
 BY_KEY: Final = frozenset({"get", "miss", "put", "post"})  #: what redis-benchmark can do
+NO_IDS: Final = ALL - {"post"}  #: what Redis can be asked over HTTP
 ONLY_PUT: Final = frozenset({"put"})  #: all else is the same with any AOF
 
 
@@ -44,13 +50,17 @@ class System:
     works: frozenset[str]
     server: Server
 
+    @property
+    def is_itemstore(self) -> bool:
+        return _carrier(self.name) == _ITEMSTORE
+
 
 class Kind(NamedTuple):
     """One row of the comparison, and what it needs."""
 
     title: str
     works: frozenset[str]
-    color: str
+    look: Look
     commands: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
 
@@ -60,15 +70,15 @@ _LOOP: Final = ("uvloop", "httptools")
 _SERVICE: Final = (*_LOOP, "fastapi", "uvicorn", "asyncpg")
 
 KINDS: Final = {
-    "itemstore-memory": Kind("itemstore, memory", ALL, charts.BLUE),
-    "itemstore-commit": Kind("itemstore, commit", WRITES, charts.BLUE),
-    "redis-off": Kind("Redis, no AOF", ONLY_PUT, charts.ORANGE, _REDIS),
-    EVERYSEC: Kind("Redis, AOF everysec", BY_KEY, charts.ORANGE, _REDIS),
-    "redis-always": Kind("Redis, AOF always", ONLY_PUT, charts.ORANGE, _REDIS),
-    "webdis": Kind("Webdis, Redis everysec", ALL - {"post"}, charts.ORANGE, (*_REDIS, "webdis")),
-    "fastapi": Kind("FastAPI + asyncpg", ALL, charts.GREEN, (), _SERVICE),
-    "aiohttp": Kind("aiohttp over a dict", ALL, charts.GREY, (), ("uvloop",)),
-    "bare": Kind("uvloop + httptools", ALL, charts.GREY, (), _LOOP),
+    MEMORY: Kind("itemstore, memory", ALL, Look(charts.BLUE)),
+    COMMIT: Kind("itemstore, commit", WRITES, Look(charts.BLUE, "--")),
+    "redis-off": Kind("Redis, no AOF", ONLY_PUT, Look(charts.ORANGE, ":"), _REDIS),
+    EVERYSEC: Kind("Redis, AOF everysec", BY_KEY, Look(charts.ORANGE), _REDIS),
+    "redis-always": Kind("Redis, AOF always", ONLY_PUT, Look(charts.ORANGE, "--"), _REDIS),
+    "webdis": Kind("Webdis, Redis everysec", NO_IDS, Look(charts.PURPLE), (*_REDIS, "webdis")),
+    "fastapi": Kind("FastAPI + asyncpg", ALL, Look(charts.GREEN), (), _SERVICE),
+    "aiohttp": Kind("aiohttp over a dict", ALL, Look(charts.GREY), (), ("uvloop",)),
+    "bare": Kind("uvloop + httptools", ALL, Look(charts.GREY, "--"), (), _LOOP),
 }
 
 _PACKAGES: Final = {"redis-benchmark": "redis-tools", "redis-cli": "redis-tools"}
@@ -77,7 +87,7 @@ _PACKAGES: Final = {"redis-benchmark": "redis-tools", "redis-cli": "redis-tools"
 def missing(kinds: Sequence[str]) -> dict[str, list[str]]:
     """What the kinds need and this machine has not, by the command that installs it."""
     commands = {each for kind in kinds for each in KINDS[kind].commands} | {"wrk"}
-    modules = {each for kind in kinds for each in KINDS[kind].modules} | {"hdrh"}
+    modules = {each for kind in kinds for each in KINDS[kind].modules}
     debian = {_PACKAGES.get(each, each) for each in commands if not shutil.which(each)}
     python = {each for each in modules if not find_spec(each)}
     found = {"apt-get install": sorted(debian), "pip install --group bench": sorted(python)}
@@ -97,8 +107,24 @@ class Ground(NamedTuple):
     directory: Path
 
 
+def versions() -> dict[str, str]:
+    """Of what itemstore is compared with, as far as it tells and is installed."""
+    python = {each for kind in KINDS.values() for each in kind.modules}
+    told = [f"{name} {version(name)}" for name in sorted(python) if find_spec(name)]
+    for command, option in (("redis-server", "--version"), ("wrk", "--version")):
+        if shutil.which(command):
+            done = subprocess.run([command, option], capture_output=True, text=True, check=False)
+            told += [f"{command} {found[0]}" for found in [_VERSION.search(done.stdout)] if found]
+    return {"peers": ", ".join(told)}
+
+
+_VERSION: Final = re.compile(r"\d+(\.\d+)+")
+
+
 @contextmanager
-def running(kinds: Sequence[str], ground: Ground) -> Iterator[dict[str, System]]:
+def running(
+    kinds: Sequence[str], ground: Ground, advance: Callable[[], object] = lambda: None
+) -> Iterator[dict[str, System]]:
     """The systems, each with the same items, answering; all are ended at the end.
 
     They stay up beside each other, so that rounds can go through all of them; one that is not asked
@@ -110,25 +136,29 @@ def running(kinds: Sequence[str], ground: Ground) -> Iterator[dict[str, System]]
             starter = _STARTERS[_carrier(kind)]
             if _carrier(kind) not in servers:
                 servers[_carrier(kind)] = stack.enter_context(starter(ground))
+            advance()
         found = {
             kind: System(kind, _APIS[kind], KINDS[kind].works, servers[_carrier(kind)])
             for kind in kinds
         }
         for system in found.values():
             system.server.wait_until_listening()
-        for server in (each for name, each in servers.items() if name == "itemstore"):
-            server.wait_until_hydrated()
+            if system.is_itemstore:
+                system.server.wait_until_hydrated()
         yield found
 
 
 def _carrier(kind: str) -> str:
     """The server behind the row: both levels of itemstore are one's."""
-    return "itemstore" if kind.startswith("itemstore") else kind
+    return _ITEMSTORE if kind.startswith(_ITEMSTORE) else kind
+
+
+_ITEMSTORE: Final = "itemstore"
 
 
 _APIS: Final[dict[str, Api]] = {
-    "itemstore-memory": ItemsApi("memory"),
-    "itemstore-commit": ItemsApi("commit"),
+    MEMORY: ItemsApi("memory"),
+    COMMIT: ItemsApi("commit"),
     "redis-off": RedisApi(),
     EVERYSEC: RedisApi(),
     "redis-always": RedisApi(),
@@ -258,7 +288,7 @@ def _service(name: str) -> Starter:
 Starter = Callable[[Ground], AbstractContextManager[Server]]
 
 _STARTERS: Final[dict[str, Starter]] = {
-    "itemstore": _itemstore,
+    _ITEMSTORE: _itemstore,
     "redis-off": _redis("off"),
     EVERYSEC: _redis("everysec"),
     "redis-always": _redis("always"),

@@ -3,124 +3,75 @@
 from __future__ import annotations
 
 import itertools
-import random
-import time
+import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Final
 
 from matplotlib.figure import Figure
-from rich.progress import Progress
 
 from benchmarks import charts, redis_benchmark, wrk
-from benchmarks.client import Client
+from benchmarks.comparison import STATUS, Comparison, check, settle
 from benchmarks.report import Result, Table, ratios, spread
-from benchmarks.systems import KINDS, WRITES, System
-from benchmarks.workload import WORKS, Workload, pack
+from benchmarks.systems import KINDS, MEMORY, WRITES, System
+from benchmarks.workload import WORKS
 
 SHOWN: Final = 32  # connections; the targets are set for so many
 CONNECTIONS: Final = (1, SHOWN, 256)
 
-STATUS: Final = {"get": 200, "miss": 404, "304": 304, "put": 200, "post": 201, "mixed": 200}
 
-
-class WrongStatus(Exception):
-    """A system did not do the work it is measured at."""
-
-
-class Throughput:
-    """Measures cells: one system at one work with so many connections."""
-
-    def __init__(self, workload: Workload, directory: Path, seconds: float) -> None:
-        self._workload, self._directory, self._seconds = workload, directory, seconds
-        self._chance = random.Random(workload.items)
-
-    def measure(self, system: System, work: str, connections: int) -> dict[str, float]:
-        """``per_s``, and for writes to itemstore the seconds until all were committed."""
-        if not system.api.is_http:
-            return {"per_s": self._redis(system, work, connections)}
-        requests = self.requests(system, work)
-        _check(system, work, requests)
-        found = wrk.run(
-            system.server.port,
-            requests,
-            connections=connections,
-            seconds=self._seconds,
-            start=self._chance.randrange(self._workload.items),
-            refused=STATUS[work] >= 400,
-        )
-        settled_s = settle(system) if work in WRITES else {}
-        return {"per_s": found.per_s, **settled_s}
-
-    def _redis(self, system: System, work: str, connections: int) -> float:
-        return redis_benchmark.run(
-            system.server.port,
-            work,
-            items=self._workload.items,
-            body=_typical(self._workload.bodies),
-            connections=connections,
-            seconds=self._seconds,
-        )
-
-    def requests(self, system: System, work: str) -> Path:
-        """The file with the requests; made anew only where it holds ETags."""
-        file = self._directory / f"{system.name}-{work}"
-        if work == "304" or not file.exists():
-            made = self._workload.requests(work, system.api, system.server.port)
-            file.write_bytes(pack(made))
-        return file
-
-
-def _typical(bodies: Sequence[bytes]) -> bytes:
-    """The one of middle length: redis-benchmark writes always the same."""
-    return sorted(bodies, key=len)[len(bodies) // 2]
-
-
-def _check(system: System, work: str, requests: Path) -> None:
-    with requests.open("rb") as file, Client(system.server.port) as client:
-        first = file.read(64 * 1024).split(b"\0", 1)[0]
-        _, answer = client.ask(first)
-    if answer.status != STATUS[work]:
-        raise WrongStatus(f"{system.name}, {work}: {first!r} was answered with {answer}")
-
-
-def settle(system: System) -> dict[str, float]:
-    """Lets itemstore commit what it accepted, or it would do so beside the next one's work."""
-    if not system.name.startswith("itemstore"):
-        return {}
-    started = time.perf_counter()
-    with Client(system.server.port) as client:
-        answer = client.post("/flush", b"")
-    if answer.status != 204:
-        raise WrongStatus(f"POST /flush was answered with {answer}")
-    return {"flush_s": time.perf_counter() - started}
-
-
-def measure(
-    systems: dict[str, System],
-    throughput: Throughput,
-    result: Result,
-    bar: Progress,
-    *,
-    works: Sequence[str],
-    connections: Sequence[int],
-    rounds: int,
-) -> None:
+def measure(run: Comparison, works: Sequence[str], connections: Sequence[int]) -> None:
     """Round after round, in each all systems one after the other at the same work."""
     cells = [
         (work, count, system)
-        for work, count, system in itertools.product(works, connections, systems.values())
+        for work, count, system in itertools.product(works, connections, run.systems.values())
         if work in system.works
     ]
-    task = bar.add_task("throughput", total=rounds * len(cells))
-    for _, (work, count, system) in itertools.product(range(rounds), cells):
-        values = throughput.measure(system, work, count)
-        result.add(count, mode(work, system.name), **values)
-        bar.advance(task)
+    task = run.bar.add_task("throughput", total=run.rounds * len(cells))
+    for _, (work, count, system) in itertools.product(range(run.rounds), cells):
+        run.add(mode(work, system.name, count), **cell(run, system, work, count))
+        run.bar.advance(task)
 
 
-def mode(work: str, system: str) -> str:
-    return f"throughput {work} {system}"
+def cell(run: Comparison, system: System, work: str, connections: int) -> dict[str, float]:
+    """``per_s``; of writes to itemstore also ``settled_per_s``, which counts on until the last of
+    them is committed."""
+    if not system.api.is_http:
+        return {"per_s": _redis(run, system, work, connections)}
+    requests = run.requests(system, work)
+    check(system, work, requests)
+    found = wrk.run(
+        system.server.port,
+        requests,
+        connections=connections,
+        seconds=run.seconds,
+        start=run.chance.randrange(run.workload.items),
+        refused=STATUS[work] >= 400,
+    )
+    if work not in WRITES or not system.is_itemstore:
+        return {"per_s": found.per_s}
+    whole_s = found.duration_us / 1_000_000 + settle(system.server)
+    return {"per_s": found.per_s, "settled_per_s": found.requests / whole_s}
+
+
+def _redis(run: Comparison, system: System, work: str, connections: int) -> float:
+    return redis_benchmark.run(
+        system.server.port,
+        work,
+        items=run.workload.items,
+        body=run.workload.typical,
+        connections=connections,
+        seconds=run.seconds,
+    )
+
+
+def peak(run: Comparison, system: System, work: str) -> float:
+    """Requests a second at SHOWN connections; measured now if it has not been."""
+    found = rates(run.result, work, SHOWN).get(system.name)
+    return statistics.median(found) if found else cell(run, system, work, SHOWN)["per_s"]
+
+
+def mode(work: str, system: str, connections: int) -> str:
+    return f"throughput {work} {connections} {system}"
 
 
 def rates(result: Result, work: str, connections: int) -> dict[str, list[float]]:
@@ -128,7 +79,7 @@ def rates(result: Result, work: str, connections: int) -> dict[str, list[float]]
     return {
         kind: found["per_s"]
         for kind in KINDS
-        if (found := result.find(connections, mode(work, kind))) is not None
+        if (found := result.only(mode(work, kind, connections))) is not None
     }
 
 
@@ -154,8 +105,8 @@ def tables(result: Result) -> Iterator[Table]:
 
 
 def _of_itemstore(found: dict[str, list[float]], kind: str) -> str:
-    ours = found.get("itemstore-memory")
-    if ours is None or kind == "itemstore-memory":
+    ours = found.get(MEMORY)
+    if ours is None or kind == MEMORY:
         return ""
     return spread(ratios(ours, found[kind]))
 
@@ -166,6 +117,6 @@ def plot(result: Result) -> Figure:
     figure, axes = charts.panels(len(shown), columns=2)
     for place, (work, found) in zip(axes, shown.items(), strict=True):
         values = {KINDS[kind].title: each for kind, each in found.items()}
-        colors = [KINDS[kind].color for kind in found]
-        charts.bars(place, WORKS[work], f"requests a second, {SHOWN} connections", values, colors)
+        looks = [KINDS[kind].look for kind in found]
+        charts.bars(place, WORKS[work], f"requests a second, {SHOWN} connections", values, looks)
     return figure

@@ -26,8 +26,6 @@ REQUESTS_MAX: Final = 20_000  # then they begin again
 BODIES_MAX: Final = 10_000
 ETAGS_MAX: Final = 500  # asked for one by one, just before they are used
 
-_SEPARATOR: Final = b"\0"  # in no request
-
 
 class Workload:
     """Requests over so many items; the same again from the same seed."""
@@ -39,6 +37,11 @@ class Workload:
 
         #: What is written: the first items' data, to other ids.
         self.bodies = [row.data for row in self.rows[:BODIES_MAX]]
+
+    @property
+    def typical(self) -> bytes:
+        """The body of middle length: redis-benchmark writes always the same."""
+        return sorted(self.bodies, key=len)[len(self.bodies) // 2]
 
     def requests(self, work: str, api: Api, port: int) -> Iterator[bytes]:
         """The requests of a work; ``port`` is asked for the ETags where they are needed."""
@@ -89,12 +92,3 @@ def _header(head: bytes, name: bytes) -> str:
         if found.lower() == name:
             return value.strip().decode()
     raise ValueError(f"no {name!r} in {head!r}")
-
-
-def pack(requests: Iterator[bytes]) -> bytes:
-    """As a file that wrk's script and the open-loop generator read."""
-    return _SEPARATOR.join(requests)
-
-
-def unpack(packed: bytes) -> list[bytes]:
-    return packed.split(_SEPARATOR)
