@@ -14,6 +14,7 @@ import orjson
 from rich.progress import Progress
 
 from benchmarks.client import Client
+from benchmarks.kinds import KINDS
 from benchmarks.packing import pack, unpack
 from benchmarks.report import Result
 from benchmarks.servers import Server
@@ -23,6 +24,7 @@ from benchmarks.workload import Workload
 #: How each work is answered.
 STATUS: Final = {"get": 200, "miss": 404, "304": 304, "put": 200, "post": 201, "mixed": 200}
 
+SETTLE_MAX_S: Final = 120.0  # a flush is answered with 503 after a while; then it is asked again
 SAMPLE_INTERVAL_S: Final = 0.05
 
 T = TypeVar("T")
@@ -62,10 +64,12 @@ class Comparison:
 def check(system: System, work: str, requests: Path) -> None:
     """Raises WrongStatus if the first request is not answered as the work should be."""
     first = unpack(requests.read_bytes())[0]
-    with Client(system.server.port) as client:
-        _, answer = client.ask(first)
-    if answer.status != STATUS[work]:
-        raise WrongStatus(f"{system.name}, {work}: {first!r} was answered with {answer}")
+    answers = []
+    for _ in range(3 if KINDS[system.name].strays else 1):
+        with Client(system.server.port) as client:
+            answers.append(client.ask(first)[1])
+    if STATUS[work] not in {each.status for each in answers}:
+        raise WrongStatus(f"{system.name}, {work}: {first!r} was answered with {answers}")
 
 
 def settle(server: Server) -> float:
@@ -75,9 +79,9 @@ def settle(server: Server) -> float:
     """
     started = time.perf_counter()
     with Client(server.port) as client:
-        answer = client.post("/flush", b"")
-    if answer.status != 204:
-        raise WrongStatus(f"POST /flush was answered with {answer}")
+        while (answer := client.post("/flush", b"")).status != 204:
+            if time.perf_counter() - started > SETTLE_MAX_S:
+                raise WrongStatus(f"POST /flush was answered with {answer}")
     return time.perf_counter() - started
 
 

@@ -11,11 +11,12 @@ from typing import Final
 from benchmarks.client import item_path
 from benchmarks.comparison import Comparison
 from benchmarks.data import Dataset, check, rows
+from benchmarks.kinds import EVERYSEC
 from benchmarks.memory import SETTLE_S, memory_of
 from benchmarks.report import MB, Result, Table, spread
 from benchmarks.servers import Server, itemstore
 from benchmarks.startup import copy_out
-from benchmarks.systems import EVERYSEC, fill, redis
+from benchmarks.systems import fill, redis
 
 COPY, ITEMSTORE, REDIS = "footprint copy", "footprint itemstore", "footprint redis"
 
@@ -61,18 +62,23 @@ def _used_memory(server: Server) -> int:
     return int(dict(line.split(":", 1) for line in told.splitlines() if ":" in line)["used_memory"])
 
 
+def items(result: Result) -> int:
+    """How many the large store held; 0 if it was not measured."""
+    return next((each.items for each in result.series if each.mode == ITEMSTORE), 0)
+
+
 def tables(result: Result) -> Iterator[Table]:
     """What stands beside each other in the targets."""
     ours, copy, redis_ = (result.only(mode) for mode in (ITEMSTORE, COPY, REDIS))
     if ours is None or copy is None:
         return
-    [items] = {each.items for each in result.series if each.mode == ITEMSTORE}
-    columns = (f"{items:,} items", "seconds to fill", "MB resident", "MB used", "bytes an item")
+    count = items(result)
+    columns = (f"{count:,} items", "seconds to fill", "MB resident", "MB used", "bytes an item")
     shown = spread(ours["hydrated_s"]), spread(ours["resident_bytes"], MB)
-    rows = [("itemstore, preloaded", *shown, "", spread(ours["resident_bytes"], items))]
+    rows = [("itemstore, preloaded", *shown, "", spread(ours["resident_bytes"], count))]
     if redis_ is not None:
         used = redis_["used_bytes"]
-        sizes = spread(redis_["resident_bytes"], MB), spread(used, MB), spread(used, items)
+        sizes = spread(redis_["resident_bytes"], MB), spread(used, MB), spread(used, count)
         rows.append(("Redis", "", *sizes))
     rows.append(("raw COPY to nowhere", spread(copy["total_s"]), "", "", ""))
     yield Table("A large store", columns, rows)

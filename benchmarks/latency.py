@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from benchmarks import charts, openloop
 from benchmarks.comparison import Comparison, settle
+from benchmarks.kinds import KINDS
 from benchmarks.openloop import PERCENTILES, Latencies
 from benchmarks.report import Result, Table, number, spread
-from benchmarks.systems import KINDS, System
-from benchmarks.throughput import peak
+from benchmarks.systems import System
+from benchmarks.throughput import can_measure, peak
 from benchmarks.workload import WORKS
 
 MEASURED: Final = ("get", "put")
@@ -29,7 +30,7 @@ def measure(run: Comparison) -> None:
     cells = [
         (work, system, min(RATE_MAX, LOAD * peak(run, system, work)))
         for work, system in itertools.product(MEASURED, run.systems.values())
-        if work in system.works
+        if work in system.works and can_measure(system)
     ]
     task = run.bar.add_task("latency", total=run.rounds * len(cells))
     for _, (work, system, rate) in itertools.product(range(run.rounds), cells):
@@ -48,6 +49,7 @@ def at(run: Comparison, system: System, work: str, rate: float) -> Latencies:
         rate=rate,
         seconds=run.seconds,
         good=good(system, work),
+        strays=KINDS[system.name].strays,
     )
 
 

@@ -1,4 +1,4 @@
-"""Requests in a file, one after the other, as wrk's script and the open-loop generator read them."""
+"""Requests in a file, as wrk's script and the open-loop generator read them."""
 
 from __future__ import annotations
 

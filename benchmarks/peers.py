@@ -25,6 +25,7 @@ from benchmarks import (
     charts,
     command,
     footprint,
+    kinds,
     latency,
     stalls,
     systems,
@@ -52,7 +53,6 @@ PARTS: Final = {
     "stalls": stalls,
 }
 
-MEASURED: Final = [each for each in PARTS if each != "targets"]
 LARGE_PARTS: Final = frozenset({"footprint", "stalls"})  #: over a large store
 
 #: Each in a file of its own, beside that of the throughput.
@@ -61,11 +61,11 @@ MORE_PLOTS: Final = {"latency": latency, "writes": writes}
 
 def main() -> None:
     given = _arguments()
-    for how, what in systems.missing(given.systems).items():
+    for how, what in kinds.missing(given.systems).items():
         print(f"Not installed: {', '.join(what)}. To measure them: {how}", file=sys.stderr)
     with command.progress() as bar, postgres() as server_dsn:
-        result = Result("peers", environment(server_dsn) | systems.versions())
-        with _running(given, server_dsn, result, bar) as run:
+        result = Result("peers", environment(server_dsn) | kinds.versions())
+        with _running(given, server_dsn, result, bar) as run, _kept(result, given.json):
             _measure(run, given)
     command.finish(result, tables(result), plot, given)
     if given.svg:
@@ -76,16 +76,11 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = command.parser(__doc__)
     some = parser.add_argument
-    some(
-        "--only",
-        type=_names(MEASURED),
-        default=MEASURED,
-        metavar="PART,…",
-        help=", ".join(MEASURED),
-    )
+    parts = [each for each in PARTS if each != "targets"]
+    some("--only", type=_names(parts), default=parts, metavar="PART,…", help=", ".join(parts))
     some("--work", type=_names(WORKS), default=[*WORKS], metavar="WORK,…", help=", ".join(WORKS))
-    kinds = [*systems.KINDS]
-    some("--systems", type=_names(kinds), default=kinds, metavar="NAME,…", help=", ".join(kinds))
+    known = [*kinds.KINDS]
+    some("--systems", type=_names(known), default=known, metavar="NAME,…", help=", ".join(known))
     some("--connections", type=_numbers, metavar="N,N,…", help="of the throughput")
     some("--rounds", type=int, metavar="N", help=f"by default {ROUNDS}; quick: 1")
     some("--seconds", type=float, metavar="S", help="that one measurement takes")
@@ -121,12 +116,12 @@ def _numbers(text: str) -> list[int]:
 def _running(
     given: argparse.Namespace, server_dsn: str, result: Result, bar: Progress
 ) -> Iterator[Comparison]:
-    kinds = [each for each in given.systems if systems.is_installed(each)]
-    task = bar.add_task("starting", total=len(kinds))
+    installed = [each for each in given.systems if kinds.is_installed(each)]
+    task = bar.add_task("starting", total=len(installed))
     with tempfile.TemporaryDirectory(prefix="itemstore-benchmark-") as made:
         directory, workload = Path(made), Workload(given.items)
         ground = systems.Ground(server_dsn, workload.rows, directory)
-        with systems.running(kinds, ground, lambda: bar.advance(task)) as found:
+        with systems.running(installed, ground, lambda: bar.advance(task)) as found:
             yield Comparison(
                 systems=found,
                 workload=workload,
@@ -139,15 +134,27 @@ def _running(
             )
 
 
+@contextmanager
+def _kept(result: Result, file: Path | None) -> Iterator[None]:
+    """What was measured before something failed is kept, beside where all of it was to stand."""
+    try:
+        yield
+    except BaseException:
+        if file:
+            result.write(file.with_suffix(".partial.json"))
+        raise
+
+
 def _measure(run: Comparison, given: argparse.Namespace) -> None:
     parts = set(given.only)
     if "throughput" in parts:
         throughput.measure(run, given.work, given.connections)
     if "latency" in parts:
         latency.measure(run)
-    if systems.MEMORY not in run.systems:
+    ours = run.systems.get(kinds.MEMORY)
+    if ours is None:
         return
-    if "writes" in parts:
+    if "writes" in parts and throughput.can_measure(ours):
         writes.measure(run)
     if not parts & LARGE_PARTS:
         return

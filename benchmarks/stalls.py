@@ -22,11 +22,11 @@ from benchmarks import openloop
 from benchmarks.client import Client
 from benchmarks.comparison import Comparison, settle
 from benchmarks.data import Dataset
+from benchmarks.kinds import MEMORY
 from benchmarks.openloop import PAUSE_MS, core_wait_ms
 from benchmarks.packing import pack
 from benchmarks.report import Result, Table, spread
 from benchmarks.servers import Server, itemstore
-from benchmarks.systems import MEMORY
 
 RATE: Final = 5_000.0
 TIMES: Final = 3.0  # measurements long

@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 
 from benchmarks import charts, redis_benchmark, wrk
 from benchmarks.comparison import STATUS, Comparison, check, settle
+from benchmarks.kinds import KINDS, MEMORY, WRITES
 from benchmarks.report import Result, Table, ratios, spread
-from benchmarks.systems import KINDS, MEMORY, WRITES, System
+from benchmarks.systems import System
 from benchmarks.workload import WORKS
 
 SHOWN: Final = 32  # connections; the targets are set for so many
@@ -24,12 +25,17 @@ def measure(run: Comparison, works: Sequence[str], connections: Sequence[int]) -
     cells = [
         (work, count, system)
         for work, count, system in itertools.product(works, connections, run.systems.values())
-        if work in system.works
+        if work in system.works and can_measure(system)
     ]
     task = run.bar.add_task("throughput", total=run.rounds * len(cells))
     for _, (work, count, system) in itertools.product(range(run.rounds), cells):
         run.add(mode(work, system.name, count), **cell(run, system, work, count))
         run.bar.advance(task)
+
+
+def can_measure(system: System) -> bool:
+    """Redis brings its own generator; the others need wrk."""
+    return not system.api.is_http or wrk.is_installed()
 
 
 def cell(run: Comparison, system: System, work: str, connections: int) -> dict[str, float]:
@@ -46,6 +52,7 @@ def cell(run: Comparison, system: System, work: str, connections: int) -> dict[s
         seconds=run.seconds,
         start=run.chance.randrange(run.workload.items),
         refused=STATUS[work] >= 400,
+        strays=KINDS[system.name].strays,
     )
     if work not in WRITES or not system.is_itemstore:
         return {"per_s": found.per_s}
@@ -114,8 +121,8 @@ def _of_itemstore(found: dict[str, list[float]], kind: str) -> str:
 def plot(result: Result) -> Figure:
     """All works at the connections the targets are set for."""
     shown = {work: found for work in WORKS if (found := rates(result, work, SHOWN))}
-    figure, axes = charts.panels(len(shown), columns=2)
-    for place, (work, found) in zip(axes, shown.items(), strict=True):
+    figure, axes = charts.panels(max(1, len(shown)), columns=2)
+    for place, (work, found) in zip(axes, shown.items(), strict=False):
         values = {KINDS[kind].title: each for kind, each in found.items()}
         looks = [KINDS[kind].look for kind in found]
         charts.bars(place, WORKS[work], f"requests a second, {SHOWN} connections", values, looks)

@@ -15,10 +15,11 @@ from matplotlib.figure import Figure
 from benchmarks import charts, latency, openloop, wrk
 from benchmarks.comparison import Comparison, Sample, sampled, settle
 from benchmarks.data import load
+from benchmarks.kinds import MEMORY
 from benchmarks.openloop import Latencies
 from benchmarks.report import Result, Table, Values, number, ratios, spread
 from benchmarks.servers import database
-from benchmarks.systems import MEMORY, System
+from benchmarks.systems import System
 from benchmarks.throughput import SHOWN, peak
 
 #: As many as 32 connections give; and at a fixed rate, beside reads.

@@ -7,6 +7,7 @@ hides from its percentiles; those come from ``benchmarks.openloop``.
 from __future__ import annotations
 
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -41,7 +42,12 @@ end
 
 _MEASURED: Final = re.compile(r"^measured (\{.*\})$", re.MULTILINE)
 _WAIT_S: Final = 60.0
+_TIMEOUT_S: Final = 20  # of one answer; writes may wait for room in the queue
 _SHORTEST_S: Final = 1  # that wrk knows; for less it is interrupted, and tells what it has
+
+
+def is_installed() -> bool:
+    return shutil.which("wrk") is not None
 
 
 class WrkError(Exception):
@@ -63,25 +69,40 @@ class Run(NamedTuple):
 
 
 def run(
-    port: int, requests: Path, *, connections: int, seconds: float, start: int, refused: bool
+    port: int,
+    requests: Path,
+    *,
+    connections: int,
+    seconds: float,
+    start: int,
+    refused: bool,
+    strays: float = 0.0,
 ) -> Run:
     """Sends the packed requests from number ``start`` on, round and round.
 
-    ``refused``: whether answers of 400 and above are right. Raises WrkError if they are not as
-    expected, every one of them.
+    ``refused``: whether answers of 400 and above are right. Raises WrkError if not all are as
+    expected but for the share of strays.
     """
     script = requests.with_name("wrk.lua")
     script.write_text(SCRIPT)
     command = ["wrk", "-t1", f"-c{connections}", f"-d{max(_SHORTEST_S, round(seconds))}s"]
-    command += ["-s", str(script), f"http://127.0.0.1:{port}", "--", str(requests), str(start)]
+    command += [
+        f"--timeout={_TIMEOUT_S}s",
+        "-s",
+        str(script),
+        f"http://127.0.0.1:{port}",
+        "--",
+        str(requests),
+        str(start),
+    ]
     done = _run(command, seconds)
     found = _MEASURED.search(done)
     if found is None:
         raise WrkError(f"wrk said:\n{done}")
     measured = Run(**orjson.loads(found[1]))
-    expected = measured.requests if refused else 0
-    if not measured.requests or measured.broken or measured.refused != expected:
-        raise WrkError(f"{measured}, {expected} to be refused; {command}")
+    wrong = measured.requests - measured.refused if refused else measured.refused
+    if not measured.requests or measured.broken or wrong > strays * measured.requests:
+        raise WrkError(f"{measured}, of which {wrong} are wrong; {command}")
     return measured
 
 
