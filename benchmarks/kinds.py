@@ -37,9 +37,10 @@ class Kind(NamedTuple):
 
 
 #: Webdis 0.1.9 now and then gives a connection what one before it was to get, which had ended.
-WEBDIS_STRAYS: Final = 0.01
+STRAYS: Final = 0.01
 
 _REDIS: Final = ("redis-server", "redis-benchmark", "redis-cli")
+_WEBDIS: Final = (*_REDIS, "webdis")
 _LOOP: Final = ("uvloop", "httptools")
 _SERVICE: Final = (*_LOOP, "fastapi", "uvicorn", "asyncpg")
 
@@ -49,14 +50,7 @@ KINDS: Final = {
     "redis-off": Kind("Redis, no AOF", ONLY_PUT, Look(charts.ORANGE, ":"), _REDIS),
     EVERYSEC: Kind("Redis, AOF everysec", BY_KEY, Look(charts.ORANGE), _REDIS),
     "redis-always": Kind("Redis, AOF always", ONLY_PUT, Look(charts.ORANGE, "--"), _REDIS),
-    "webdis": Kind(
-        "Webdis, Redis everysec",
-        NO_IDS,
-        Look(charts.PURPLE),
-        (*_REDIS, "webdis"),
-        (),
-        WEBDIS_STRAYS,
-    ),
+    "webdis": Kind("Webdis, Redis everysec", NO_IDS, Look(charts.PURPLE), _WEBDIS, (), STRAYS),
     "fastapi": Kind("FastAPI + asyncpg", ALL, Look(charts.GREEN), (), _SERVICE),
     "aiohttp": Kind("aiohttp over a dict", ALL, Look(charts.GREY), (), ("uvloop",)),
     "bare": Kind("uvloop + httptools", ALL, Look(charts.GREY, "--"), (), _LOOP),
