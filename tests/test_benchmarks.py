@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,9 @@ from benchmarks.apis import ItemsApi
 from benchmarks.client import Answer
 from benchmarks.data import Row, WrongAnswer, check, rows
 from benchmarks.packing import pack, unpack
+from benchmarks.peer_services import held
 from benchmarks.report import REPOSITORY, Result, Table, spread
+from benchmarks.servers import process
 from benchmarks.workload import WORKS, Workload
 
 ITEMS = 500
@@ -297,3 +299,34 @@ def test_the_page_has_the_figures_of_the_results() -> None:
     assert docs.render(page, docs.read()) == page
     for name in docs.BENCHMARKS:
         assert f"benchmarks/{name}.svg" in page
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """The port of a service over a dict, and requests for ids it does not have."""
+    items, requests = tmp_path / "items", tmp_path / "requests"
+    workload = Workload(10)
+    held.write(workload.rows, items)
+    command = [sys.executable, "-m", "benchmarks.peer_services.bare", f"--items={items}"]
+    with process("bare", lambda port: [*command, f"--port={port}"]) as server:
+        server.wait_until_listening()
+        requests.write_bytes(pack(workload.requests("miss", ItemsApi(), server.port)))
+        yield server.port, requests
+
+
+@pytest.mark.skipif("bare" not in INSTALLED, reason="install uvloop and httptools")
+def test_the_generator_refuses_wrong_answers(service: tuple[int, Path]) -> None:
+    port, requests = service
+    found = openloop.run(port, requests, rate=500, seconds=0.1, good="HTTP/1.1 404")
+    assert 50 == found.answered
+    with pytest.raises(openloop.WrongAnswers):
+        openloop.run(port, requests, rate=500, seconds=0.1, good="HTTP/1.1 200")
+
+
+@pytest.mark.skipif("bare" not in INSTALLED or not HAS_WRK, reason="install wrk and uvloop")
+def test_throughput_of_wrong_answers_is_refused(service: tuple[int, Path]) -> None:
+    port, requests = service
+    found = wrk.run(port, requests, connections=2, seconds=0.05, start=0, refused=True)
+    assert found.per_s > 0
+    with pytest.raises(wrk.WrkError):
+        wrk.run(port, requests, connections=2, seconds=0.05, start=0, refused=False)
