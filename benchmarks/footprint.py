@@ -26,7 +26,6 @@ _READ: Final = 200  # items, to be sure that they are there
 def measure(run: Comparison, dataset: Dataset) -> None:
     """Round after round; Redis at last and once, as it takes the same each time."""
     task = run.bar.add_task("start and memory", total=run.rounds + 1)
-    copy_out(dataset.dsn)  # the first reading of a table is not counted
     for _ in range(run.rounds):
         run.result.add(dataset.items, COPY, total_s=copy_out(dataset.dsn))
         with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="false") as server:

@@ -20,10 +20,10 @@ import sys
 import time
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import orjson
 from hdrh.histogram import HdrHistogram  # type: ignore[import-untyped]
@@ -54,7 +54,7 @@ class Latencies:
 
     answered: int
     wrong: int  #: answered otherwise than they should be
-    lost: int  #: not answered
+    lost: int  #: not answered ten seconds after the end; they count as answered then
     per_s: float  #: answered, so that what could not keep up is seen
     late_p99_us: int  #: how late the generator itself was, with a connection free
     core_wait_ms: float  #: how long the generator waited for a core
@@ -116,7 +116,14 @@ class Generator:
         self._length: Length = http_length if good.startswith(b"HTTP") else resp_length
         # Of each answered request, in seconds.
         self._due, self._waited, self._late = array("d"), array("d"), array("d")
-        self._wrong = 0
+        self._wrong, self._lost = 0, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in self._by_fd.values():
+            each.socket.close()
 
     def run(self, rate: float, seconds: float) -> Latencies:
         """Begins at once; ends when the last request is answered or lost."""
@@ -131,7 +138,7 @@ class Generator:
             waited_ms = core_wait_ms() - waited_ms
         finally:
             gc.enable()
-        return self._latencies(count, took_s, waited_ms)
+        return self._latencies(took_s, waited_ms)
 
     def _loop(self, started: float, interval_s: float, count: int) -> None:
         clock, fds, idle = time.perf_counter, list(self._by_fd), self._idle
@@ -149,6 +156,7 @@ class Generator:
                 due = started + sent * interval_s
                 now = clock()
             if now > end:
+                self._lose(now, (started + number * interval_s for number in range(sent, count)))
                 return
             until = due if idle and sent < count else end
             ready, _, _ = select.select(fds, (), (), max(0.0, until - now))
@@ -160,6 +168,19 @@ class Generator:
             if not was_idle:
                 free_since = clock()
 
+    def _lose(self, now: float, unsent: Iterable[float]) -> None:
+        """Counts what is not answered as if it were now, which is the least it could be."""
+        idle = set(self._idle)
+        busy = (each.due for each in self._by_fd.values() if each not in idle)
+        for due in (*busy, *unsent):
+            self._note(due, now - due, 0.0)
+            self._lost += 1
+
+    def _note(self, due: float, waited: float, late: float) -> None:
+        self._due.append(due)
+        self._waited.append(waited)
+        self._late.append(late)
+
     def _answer(self, connection: Connection) -> bool:
         """Whether the connection's answer is complete now."""
         chunk = connection.socket.recv(_CHUNK_BYTES)
@@ -170,24 +191,22 @@ class Generator:
         if not 0 < length <= len(received):
             connection.received = received
             return False
-        self._due.append(connection.due)
-        self._late.append(connection.late)
-        self._waited.append(time.perf_counter() - connection.due)
+        self._note(connection.due, time.perf_counter() - connection.due, connection.late)
         self._wrong += not received.startswith(self._good)
         connection.received = b""
         self._idle.append(connection)
         return True
 
-    def _latencies(self, count: int, took_s: float, waited_ms: float) -> Latencies:
-        found = _histogram(self._waited)
+    def _latencies(self, took_s: float, waited_ms: float) -> Latencies:
+        found, answered = _histogram(self._waited), len(self._waited) - self._lost
         # The generator's own lateness counts in the latency, which cannot do better, but is no
         # pause of the server.
         waited = [wait - late for wait, late in zip(self._waited, self._late, strict=True)]
         return Latencies(
-            answered=len(self._waited),
+            answered=answered,
             wrong=self._wrong,
-            lost=count - len(self._waited),
-            per_s=len(self._waited) / took_s,
+            lost=self._lost,
+            per_s=answered / took_s,
             late_p99_us=_histogram(self._late).get_value_at_percentile(99),
             core_wait_ms=waited_ms,
             percentiles_us={
@@ -236,7 +255,7 @@ def run(
 ) -> Latencies:
     """The same in a process of its own.
 
-    Raises WrongAnswers unless all is answered, and rightly but for the share of strays.
+    Raises WrongAnswers unless all answers are right but for the share of strays.
     """
     command = [sys.executable, "-m", "benchmarks.openloop", f"--port={port}"]
     command += [f"--requests={requests}", f"--rate={rate}", f"--seconds={seconds}"]
@@ -246,7 +265,7 @@ def run(
         raise WrongAnswers(done.stderr.decode(errors="replace"))
     found = orjson.loads(done.stdout)
     latencies = Latencies(**found | {"pauses": [Pause(**each) for each in found["pauses"]]})
-    if latencies.lost or latencies.wrong > strays * latencies.answered:
+    if latencies.wrong > strays * latencies.answered:
         raise WrongAnswers(f"{command}: {latencies}")
     return latencies
 
@@ -266,13 +285,9 @@ _PR_SET_TIMERSLACK: Final = 29
 def main() -> None:
     _wake_in_time()
     given = _arguments()
-    generator = Generator(
-        given.port,
-        unpack(given.requests.read_bytes()),
-        connections=given.connections,
-        good=given.good.encode(),
-    )
-    found = generator.run(given.rate, given.seconds)
+    requests, good = unpack(given.requests.read_bytes()), given.good.encode()
+    with Generator(given.port, requests, connections=given.connections, good=good) as generator:
+        found = generator.run(given.rate, given.seconds)
     sys.stdout.buffer.write(orjson.dumps(asdict(found), option=orjson.OPT_APPEND_NEWLINE))
 
 

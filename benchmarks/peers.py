@@ -28,6 +28,7 @@ from benchmarks import (
     kinds,
     latency,
     stalls,
+    startup,
     systems,
     targets,
     throughput,
@@ -159,6 +160,7 @@ def _measure(run: Comparison, given: argparse.Namespace) -> None:
     if not parts & LARGE_PARTS:
         return
     with command.datasets(run.server_dsn, [given.large_items], run.bar) as [dataset]:
+        startup.warm_up([dataset])
         if "footprint" in parts:
             footprint.measure(run, dataset)
         if "stalls" in parts:

@@ -124,6 +124,7 @@ def _watch(run: Comparison, name: str, scenario: Scenario, server: Server, reque
         max_us=found.percentiles_us["100"],
         core_wait_ms=waited_ms,
         generator_core_wait_ms=found.core_wait_ms,
+        lost=found.lost,
         pauses=len(found.pauses),
         longest_ms=max((each.ms for each in found.pauses), default=0.0),
     )

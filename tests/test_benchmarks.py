@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
@@ -330,3 +331,17 @@ def test_throughput_of_wrong_answers_is_refused(service: tuple[int, Path]) -> No
     assert found.per_s > 0
     with pytest.raises(wrk.WrkError):
         wrk.run(port, requests, connections=2, seconds=0.05, start=0, refused=False)
+
+
+def test_requests_without_an_answer_count_as_long_as_they_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that takes connections and says nothing: what was sent is lost, and the rest too."""
+    monkeypatch.setattr(openloop, "_LOST_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        generator = openloop.Generator(port, [b"GET"], connections=2, good=b"HTTP/1.1 200")
+        found = generator.run(rate=100, seconds=0.1)
+    assert (0, 10) == (found.answered, found.lost)
+    assert 1 == len(found.pauses)
+    assert found.pauses[0].ms >= 50
