@@ -63,12 +63,8 @@ def good(system: System, work: str) -> str:
 def values(found: Latencies) -> dict[str, float]:
     """As they stand in the result."""
     percentiles = {f"p{name}_us": float(us) for name, us in found.percentiles_us.items()}
-    return {
-        "per_s": found.per_s,
-        "lost": float(found.lost),
-        "late_p99_us": float(found.late_p99_us),
-        **percentiles,
-    }
+    lost, late = float(found.lost), float(found.late_p99_us)
+    return {"per_s": found.per_s, "lost": lost, "late_p99_us": late, **percentiles}
 
 
 def mode(work: str, system: str) -> str:

@@ -340,8 +340,8 @@ def test_requests_without_an_answer_count_as_long_as_they_waited(
     monkeypatch.setattr(openloop, "_LOST_S", 0.05)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        generator = openloop.Generator(port, [b"GET"], connections=2, good=b"HTTP/1.1 200")
-        found = generator.run(rate=100, seconds=0.1)
+        with openloop.Generator(port, [b"GET"], connections=2, good=b"HTTP/1.1 200") as generator:
+            found = generator.run(rate=100, seconds=0.1)
     assert (0, 10) == (found.answered, found.lost)
     assert 1 == len(found.pauses)
     assert found.pauses[0].ms >= 50
