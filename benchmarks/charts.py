@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -39,11 +40,20 @@ _PANEL_IN: Final = (5.4, 4.6)
 _BESIDE: Final = 1.035  # from one line's points to the next one's, so that whiskers do not hide
 
 
-def panels(count: int) -> tuple[Figure, list[Axes]]:
-    """A figure with so many plots side by side."""
+class Look(NamedTuple):
+    """How one of several is told from the others; ``line`` as matplotlib names it."""
+
+    color: str
+    line: str = "-"
+
+
+def panels(count: int, columns: int | None = None) -> tuple[Figure, list[Axes]]:
+    """A figure with so many plots side by side, in rows of so many."""
+    columns = columns or count
+    rows = -(-count // columns)
     with mpl.rc_context(_LOOK):
-        figure = Figure((_PANEL_IN[0] * count, _PANEL_IN[1]), layout="constrained")
-        return figure, [figure.add_subplot(1, count, place + 1) for place in range(count)]
+        figure = Figure((_PANEL_IN[0] * columns, _PANEL_IN[1] * rows), layout="constrained")
+        return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
 
 
 def runs(
@@ -57,11 +67,55 @@ def runs(
     axes.errorbar(shifted, middles, (below, above), label=label, color=color, **_MARKED)
 
 
+def bars(
+    axes: Axes, title: str, unit: str, values: dict[str, list[float]], looks: Sequence[Look]
+) -> None:
+    """A bar to each name's median, the first on top, with its figure beside it."""
+    names = list(values)
+    middles = [statistics.median(each) for each in values.values()]
+    below = [middle - min(each) for middle, each in zip(middles, values.values(), strict=True)]
+    above = [max(each) - middle for middle, each in zip(middles, values.values(), strict=True)]
+    whiskers = {"ecolor": "#333333", "elinewidth": 1.0, "capsize": 2}
+    drawn = axes.barh(
+        names, middles, xerr=(below, above), color=[each.color for each in looks], error_kw=whiskers
+    )
+    axes.bar_label(drawn, [_count(float(f"{middle:.3g}")) for middle in middles], padding=4)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.grid(visible=False, axis="y")
+    axes.xaxis.set_major_formatter(FuncFormatter(_count))
+    with mpl.rc_context(_LOOK):
+        axes.set_title(title)
+        axes.set(xlabel=unit)
+
+
 def claims(axes: Axes, points: dict[int, float], label: str) -> None:
     """Somebody's figures that were not measured here."""
     axes.plot(
         list(points), list(points.values()), label=label, color=GREY, marker="x", ls=":", lw=1.2
     )
+
+
+def curve(
+    axes: Axes, percentiles: Sequence[float], values: Sequence[float], label: str, look: Look
+) -> None:
+    """A latency at each percentile, the last of them 100, which is drawn as the maximum."""
+    places = [_nines(each) for each in percentiles]
+    axes.plot(places, values, label=label, color=look.color, ls=look.line, lw=1.6)
+
+
+def _nines(percentile: float) -> float:
+    """1 at 90 %, 2 at 99 %, 3 at 99.9 %; the maximum half a nine beyond 99.99 %."""
+    return 4.5 if percentile == 100 else -math.log10(1 - percentile / 100)
+
+
+def by_percentile(axes: Axes, title: str, unit: str) -> None:
+    """Dresses axes with curves."""
+    shown = (50.0, 90.0, 99.0, 99.9, 99.99, 100.0)
+    names = [f"{each:g} %" for each in shown[:-1]]
+    axes.set_xticks([_nines(each) for each in shown], [*names, "max"])
+    _log_y(axes)
+    _name(axes, title, "of the requests", unit)
 
 
 def limit(axes: Axes, value: float, label: str) -> None:
@@ -74,13 +128,17 @@ def by_items(axes: Axes, title: str, unit: str, *, log_y: bool = True) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(_count))
     axes.xaxis.set_minor_formatter(NullFormatter())
     if log_y:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.yaxis.set_minor_locator(NullLocator())
+        _log_y(axes)
     else:
         axes.set_ylim(bottom=0)
     _name(axes, title, "items", unit)
+
+
+def _log_y(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=20))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_minor_locator(NullLocator())
 
 
 def by_time(axes: Axes, title: str, unit: str) -> None:

@@ -11,6 +11,7 @@ TIMEOUT_S: Final = 60.0
 PIPELINED_MAX: Final = 16  # requests sent before the first answer is read
 
 _HEAD_END: Final = b"\r\n\r\n"
+_WITHOUT_BODY: Final = (204, 304)
 _CHUNK_BYTES: Final = 64 * 1024
 
 
@@ -39,30 +40,39 @@ class Client:
         self._socket.close()
 
     def get(self, path: str) -> Answer:
-        self._socket.sendall(_request("GET", path))
+        self._socket.sendall(request("GET", path))
         return self._answer()
 
     def get_all(self, paths: Sequence[str]) -> list[Answer]:
         """Several GETs, pipelined (RFC 9112, section 9.3.2); the answers in their order."""
         assert len(paths) <= PIPELINED_MAX, "or both sides could block on full buffers"
-        self._socket.sendall(b"".join(_request("GET", path) for path in paths))
+        self._socket.sendall(b"".join(request("GET", path) for path in paths))
         return [self._answer() for _ in paths]
 
     def post(self, path: str, body: bytes, **headers: str) -> Answer:
         headers = {"Content-Type": "application/json", "Content-Length": str(len(body))} | headers
-        self._socket.sendall(_request("POST", path, headers) + body)
+        self._socket.sendall(request("POST", path, headers) + body)
         return self._answer()
 
+    def ask(self, request: bytes) -> tuple[bytes, Answer]:
+        """The head of the answer, and the answer, to a request that is complete."""
+        self._socket.sendall(request)
+        return self._whole_answer()
+
     def _answer(self) -> Answer:
+        return self._whole_answer()[1]
+
+    def _whole_answer(self) -> tuple[bytes, Answer]:
         while (end := self._received.find(_HEAD_END)) < 0:
             self._receive()
-        status, length = _parse_head(bytes(self._received[:end]))
+        head = bytes(self._received[:end])
+        status, length = _parse_head(head)
         start = end + len(_HEAD_END)
         while len(self._received) < start + length:
             self._receive()
         body = bytes(self._received[start : start + length])
         del self._received[: start + length]
-        return Answer(status, body)
+        return head, Answer(status, body)
 
     def _receive(self) -> None:
         chunk = self._socket.recv(_CHUNK_BYTES)
@@ -71,17 +81,21 @@ class Client:
         self._received += chunk
 
 
-def _request(method: str, path: str, headers: dict[str, str] | None = None) -> bytes:
+def request(method: str, path: str, headers: dict[str, str] | None = None) -> bytes:
+    """The head of a request, or all of one without a body."""
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     return "\r\n".join([*lines, "", ""]).encode()
 
 
 def _parse_head(head: bytes) -> tuple[int, int]:
-    """Status and Content-Length, which every answer of itemstore carries."""
+    """Status and Content-Length, which every answer with a body carries."""
     status_line, *lines = head.split(b"\r\n")
+    status = int(status_line.split(b" ", 2)[1])
+    if status in _WITHOUT_BODY:
+        return status, 0
     for line in lines:
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
-            return int(status_line.split(b" ", 2)[1]), int(value)
+            return status, int(value)
     raise ValueError(f"no Content-Length in {head!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
@@ -82,6 +82,15 @@ def rows(count: int, seed: int = SEED) -> Iterator[Row]:
         yield Row(scramble(number, seed), orjson.dumps(_body(chance)), version, created_us)
 
 
+def numbered(count: int) -> Iterator[Row]:
+    """The same items under the ids 000000000000, 000000000001, … as redis-benchmark draws them."""
+    return (row._replace(id=numbered_id(n)) for n, row in enumerate(rows(count)))
+
+
+def numbered_id(number: int) -> str:
+    return f"{number:012}"
+
+
 def _body(chance: random.Random) -> dict[str, Any]:
     draw = chance.random
     body = {
@@ -114,14 +123,24 @@ def _pick(draw: Callable[[], float], words: tuple[str, ...]) -> str:
     return words[int(draw() * len(words))]  # a quarter of what random.choice takes
 
 
-def load(dsn: str, count: int, advance: Callable[[int], None] = lambda _: None) -> Dataset:
-    """Fills an empty database with ``count`` items and lets it come to rest."""
+def load(
+    dsn: str,
+    count: int,
+    advance: Callable[[int], None] = lambda _: None,
+    *,
+    items: Iterable[Row] | None = None,
+    schema: str | None = None,
+) -> Dataset:
+    """Fills an empty database with ``count`` items and lets it come to rest.
+
+    ``items`` are by default ``rows(count)``; ``schema`` makes the table, by default itemstore's.
+    """
     every = max(1, count // SAMPLE_ITEMS_MAX)
     sample, json_bytes = [], 0
     with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(schema_sql().encode())
+        connection.execute((schema or schema_sql()).encode())
         with connection.cursor().copy(_COPY_IN) as copy:
-            for number, row in enumerate(rows(count)):
+            for number, row in enumerate(rows(count) if items is None else items):
                 copy.write_row(_columns(row))
                 json_bytes += len(row.data)
                 if number % every == 0:

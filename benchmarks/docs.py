@@ -9,11 +9,11 @@ are drawn anew.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
-from benchmarks import charts, cities, memory, persisting, preloading, startup
+from benchmarks import charts, cities, memory, peers, persisting, preloading, startup
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
 PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
@@ -23,6 +23,7 @@ BENCHMARKS: Final = {
     "startup": startup,
     "memory": memory,
     "cities": cities,
+    "peers": peers,
     "persisting": persisting,
     "preloading": preloading,
 }
@@ -33,12 +34,20 @@ _LARGEST: Final = 1_000_000
 Results = dict[str, Result]
 
 
+class Part(Protocol):
+    """A module with tables."""
+
+    def tables(self, result: Result) -> Iterable[Table]: ...
+
+
 def main() -> None:
     results = read()
     for page in PAGES:
         page.write_text(render(page.read_text("utf-8"), results), "utf-8")
     for name, benchmark in BENCHMARKS.items():
         charts.save(benchmark.plot(results[name]), RESULTS / f"{name}.svg")
+    for name, figure in peers.more_plots(results["peers"]).items():
+        charts.save(figure, RESULTS / f"peers-{name}.svg")
 
 
 def read(directory: Path = RESULTS) -> Results:
@@ -54,9 +63,12 @@ def render(page: str, results: Results) -> str:
     return _BLOCK.sub(fill, page)
 
 
-def _tables(name: str) -> Callable[[Results], str]:
+def _tables(name: str, part: Part | None = None) -> Callable[[Results], str]:
+    """Those of a benchmark, or of a part of it."""
+    made = (part or BENCHMARKS[name]).tables
+
     def write(results: Results) -> str:
-        return "\n\n".join(table.markdown() for table in BENCHMARKS[name].tables(results[name]))
+        return "\n\n".join(table.markdown() for table in made(results[name]))
 
     return write
 
@@ -64,9 +76,9 @@ def _tables(name: str) -> Callable[[Results], str]:
 def _machine(results: Results) -> str:
     """A benchmark that ran elsewhere, or on another commit, says so."""
     rows = {name: result.environment for name, result in results.items()}
-    names = results["startup"].environment
+    names = dict.fromkeys(name for environment in rows.values() for name in environment)
     return "\n".join(
-        f"- {name}: {_agreed([environment[name] for environment in rows.values()])}"
+        f"- {name}: {_agreed([each[name] for each in rows.values() if name in each])}"
         for name in names
     )
 
@@ -125,6 +137,7 @@ _BLOCKS: Final[dict[str, Callable[[Results], str]]] = {
     "claims": _claims,
     "targets": _targets,
     **{name: _tables(name) for name in BENCHMARKS},
+    **{f"peers_{name}": _tables("peers", part) for name, part in peers.PARTS.items()},
 }
 
 

@@ -26,7 +26,7 @@ from benchmarks.servers import Server, database, itemstore, postgres
 CLAIMED_MB: Final = {100_000: 500.0}
 ITEM_TARGET_BYTES: Final = 450.0
 
-_SETTLE_S: Final = 0.3  # after the last page, for its buffers to be freed
+SETTLE_S: Final = 0.3  # after the last page, for its buffers to be freed
 
 
 def main() -> None:
@@ -50,7 +50,7 @@ def _measure(dataset: Dataset, mode: str, result: Result) -> None:
     skip = "true" if mode == "lazy" else "false"
     with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD=skip) as server:
         _fill(server, dataset, mode)
-        resident, peak = _memory(server.pid)
+        resident, peak = memory_of(server.pid)
         estimate = orjson.loads(server.wait_for("/stats").body)["itemstore_cache_bytes"]
     result.add(
         dataset.items,
@@ -70,10 +70,10 @@ def _fill(server: Server, dataset: Dataset, mode: str) -> None:
     with server.connect() as client:
         for row in dataset.sample:
             check(client.get(item_path(row.id)), row)
-    time.sleep(_SETTLE_S)
+    time.sleep(SETTLE_S)
 
 
-def _memory(pid: int) -> tuple[int, int]:
+def memory_of(pid: int) -> tuple[int, int]:
     """Resident bytes of a process, now and at most so far (proc(5): VmRSS, VmHWM)."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     found = dict(line.split(":", 1) for line in lines)

@@ -63,6 +63,10 @@ class Result:
             raise LookupError(f"{self.benchmark}: {items:,} items, {mode}, were not measured")
         return series.values
 
+    def only(self, mode: str) -> Values | None:
+        """What was measured with one number of items, whichever; None if it was not."""
+        return next((each.values for each in self.series if each.mode == mode), None)
+
     def _find(self, items: int, mode: str) -> Series | None:
         for each in self.series:
             if (each.items, each.mode) == (items, mode):

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +27,7 @@ from itemstore.settings import table
 from itemstore.storage.embedded import EmbeddedPostgres
 
 WAIT_S: Final = 300.0  # for any one thing
+END_S: Final = 5.0  # then a process that does not end is killed
 LINES_SHOWN_MAX: Final = 20  # of the server's log, when it failed
 POLL_S: Final = 0.001  # a busier poll would take a core from the server that it waits for
 
@@ -70,13 +71,14 @@ def _administer(server_dsn: str, statement: LiteralString, name: str) -> None:
 
 
 class ServerError(Exception):
-    """The itemstore process did not do what a benchmark needs."""
+    """A process did not do what a benchmark needs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A running itemstore process."""
+    """A running process that listens: itemstore, or what it is compared with."""
 
+    name: str
     process: subprocess.Popen[bytes]
     port: int
     log: Path
@@ -95,7 +97,11 @@ class Server:
             except ConnectionRefusedError:
                 self._check_alive()
                 time.sleep(POLL_S)
-        raise ServerError(f"itemstore does not listen after {WAIT_S:g} s{self._last_lines()}")
+        raise ServerError(f"{self.name} does not listen after {WAIT_S:g} s{self._last_lines()}")
+
+    def wait_until_listening(self) -> None:
+        with self.connect():
+            pass
 
     def wait_for(
         self, path: str, is_awaited: Callable[[Answer], bool] = lambda answer: answer.status == 200
@@ -124,7 +130,7 @@ class Server:
             raise ServerError(self._ended())
 
     def _ended(self) -> str:
-        return f"itemstore ended with {self.process.returncode}{self._last_lines()}"
+        return f"{self.name} ended with {self.process.returncode}{self._last_lines()}"
 
     def _last_lines(self) -> str:
         lines = self.log.read_text(errors="replace").splitlines()[-LINES_SHOWN_MAX:]
@@ -139,26 +145,55 @@ def is_hydrated(readyz: Answer) -> bool:
 @contextmanager
 def itemstore(dsn: str, **settings: str) -> Iterator[Server]:
     """A fresh itemstore over the database; stopped by SIGTERM at the end."""
+    command = [sys.executable, "-m", "itemstore", "serve"]
+    with process(
+        "itemstore", lambda port: command, _environment(settings | {"DATABASE_URL": dsn})
+    ) as server:
+        yield server
+        server.stop()
+
+
+@contextmanager
+def process(
+    name: str,
+    command: Callable[[int], Sequence[str]],
+    environment: dict[str, str] | None = None,
+) -> Iterator[Server]:
+    """A process that listens on the port it is given, also as PORT; ended by SIGTERM."""
     with tempfile.TemporaryDirectory(prefix="itemstore-benchmark-") as directory:
         port = Port()
-        server = _start(Path(directory, "log"), port.number, settings | {"DATABASE_URL": dsn})
+        server = _start(name, Path(directory, "log"), port.number, command, environment)
         try:
             yield server
-            server.stop()
         finally:
-            if server.process.poll() is None:
-                server.process.kill()
-                server.process.wait()
+            _end(server.process)
             port.close()
 
 
-def _start(log: Path, port: int, settings: dict[str, str]) -> Server:
-    environment = _environment(settings | {"PORT": str(port)})
-    command = [sys.executable, "-m", "itemstore", "serve"]
+def _start(
+    name: str,
+    log: Path,
+    port: int,
+    command: Callable[[int], Sequence[str]],
+    environment: dict[str, str] | None,
+) -> Server:
+    given = (dict(os.environ) if environment is None else environment) | {"PORT": str(port)}
     with log.open("wb") as output:
         started = time.perf_counter()
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-    return Server(process, port, log, started)
+        started_process = subprocess.Popen(command(port), env=given, stdout=output, stderr=output)
+    return Server(name, started_process, port, log, started)
+
+
+def _end(ending: subprocess.Popen[bytes]) -> None:
+    """However it ends: only itemstore promises to end with 0."""
+    if ending.poll() is not None:
+        return
+    ending.terminate()
+    try:
+        ending.wait(END_S)
+    except subprocess.TimeoutExpired:
+        ending.kill()
+        ending.wait()
 
 
 def _environment(settings: dict[str, str]) -> dict[str, str]:

@@ -46,7 +46,7 @@ def main() -> None:
         result = Result("startup", environment(server_dsn))
         with command.datasets(server_dsn, given.items, bar) as datasets:
             if not given.quick:
-                _warm_up(datasets)
+                warm_up(datasets)
             task = bar.add_task("starting", total=given.runs * len(datasets))
             for _, dataset in itertools.product(range(given.runs), datasets):
                 _measure(dataset, result, IDLE_S / 10 if given.quick else IDLE_S)
@@ -54,7 +54,7 @@ def main() -> None:
     command.finish(result, tables(result), plot, given)
 
 
-def _warm_up(datasets: list[Dataset]) -> None:
+def warm_up(datasets: list[Dataset]) -> None:
     """The first reading of a table, and the first start of all, are not counted."""
     for dataset in datasets:
         copy_out(dataset.dsn)

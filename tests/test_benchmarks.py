@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,10 +17,28 @@ from typing import Any
 import orjson
 import pytest
 
-from benchmarks import cities, docs, persisting, preloading
+from benchmarks import (
+    cities,
+    docs,
+    kinds,
+    latency,
+    openloop,
+    peers,
+    persisting,
+    preloading,
+    targets,
+    throughput,
+    writes,
+    wrk,
+)
+from benchmarks.apis import ItemsApi
 from benchmarks.client import Answer
 from benchmarks.data import Row, WrongAnswer, check, rows
-from benchmarks.report import REPOSITORY, Table, spread
+from benchmarks.peer_services import held
+from benchmarks.report import REPOSITORY, Result, Table, spread
+from benchmarks.requests_file import pack, unpack
+from benchmarks.servers import process
+from benchmarks.workload import WORKS, Workload
 
 ITEMS = 500
 
@@ -80,6 +100,123 @@ def test_persisting_writes_each_way(run: Run, tmp_path: Path) -> None:
     assert set(values) > {*persisting.WAYS, persisting.AMONG, persisting.FREELY}
     assert all(values[way]["wal_bytes"][0] > 0 for way in persisting.WAYS)
     assert svg.read_bytes().startswith(b"<?xml")
+
+
+@pytest.fixture(scope="module")
+def compared(server: Callable[[int], str], tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """One tiny run of everything beside the peers that are installed."""
+    directory = tmp_path_factory.mktemp("peers")
+    file, svg = directory / "peers.json", directory / "peers.svg"
+    size = ("--items", "300", "--seconds", "0.05", "--rounds", "1")
+    command = [sys.executable, "-m", "benchmarks.peers", "--quick", *size]
+    done = subprocess.run(
+        [*command, "--json", file, "--svg", svg],
+        env=os.environ | {"DATABASE_URL": server(18)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    plots = {each.stem for each in directory.glob("*.svg")}
+    assert plots >= {"peers"} | ({"peers-latency", "peers-writes"} if HAS_WRK else set())
+    return Result.read(file)
+
+
+HAS_WRK = wrk.is_installed()
+INSTALLED = [kind for kind in kinds.KINDS if kinds.is_installed(kind)]
+
+
+@pytest.mark.parametrize("kind", kinds.KINDS)
+def test_each_peer_does_the_work_it_can_do(compared: Result, kind: str) -> None:
+    if kind not in INSTALLED:
+        pytest.skip(f"install what {kind} needs: {kinds.missing([kind])}")
+    if not kind.startswith("redis") and not HAS_WRK:
+        pytest.skip("install wrk")
+    works = {work for work in WORKS if compared.only(throughput.mode(work, kind, 32))}
+    assert kinds.KINDS[kind].works == works
+    assert all(compared.only(latency.mode(work, kind)) for work in works & {"get", "put"})
+
+
+@pytest.mark.skipif(not HAS_WRK, reason="install wrk")
+def test_every_target_is_measured(compared: Result) -> None:
+    rows = [target.row(compared) for target in targets.TARGETS]
+    assert (None in rows) == (len(INSTALLED) < len(kinds.KINDS))
+    pages = [part.markdown() for part in peers.tables(compared)]
+    assert any("Stalls" in page for page in pages)
+
+
+@pytest.mark.skipif(not HAS_WRK, reason="install wrk")
+def test_writes_of_the_benchmark_are_persisted(compared: Result) -> None:
+    found = compared.only(writes.FULL)
+    assert found is not None
+    assert found["committed_per_s"][0] > 0
+
+
+def test_what_is_missing_is_named_with_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    missing = kinds.missing(["webdis", "itemstore-memory"])
+    assert ["redis-server", "redis-tools", "webdis", "wrk"] == missing["apt-get install"]
+    assert not kinds.is_installed("webdis")
+    assert kinds.is_installed("itemstore-memory")
+
+
+def test_requests_that_waited_for_the_same_are_one_pause() -> None:
+    """A server that stops for 30 ms at 0.1 s delays what was to start then, and nothing later."""
+    due = [number / 1_000 for number in range(300)]
+    waited = [max(0.001, 0.13 - at) if at >= 0.1 else 0.001 for at in due]
+    [pause] = openloop.pauses(due, waited)
+    assert pytest.approx((0.1, 30.0)) == (pause.at_s, pause.ms)
+    late = [0.002] * len(due)
+    assert [] == list(openloop.pauses(due, late))
+    waited[250] = 0.011
+    assert 2 == len(list(openloop.pauses(due, waited)))
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", 40),
+        (b"HTTP/1.1 200 OK\r\nContent-Type: a\r\ncontent-length:2\r\n\r\n{", 56),
+        (b"HTTP/1.1 304 Not Modified\r\nETag: 1\r\n\r\n", 38),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n", 0),
+    ],
+)
+def test_the_generator_knows_where_an_answer_ends(answer: bytes, length: int) -> None:
+    assert length == openloop.http_length(answer)
+
+
+@pytest.mark.parametrize(
+    ("answer", "length"),
+    [(b"$3\r\nabc\r\n", 9), (b"$3\r\nab", 9), (b"$-1\r\n", 5), (b"+OK\r\n", 5), (b"+O", 0)],
+)
+def test_the_generator_knows_where_an_answer_of_redis_ends(answer: bytes, length: int) -> None:
+    assert length == openloop.resp_length(answer)
+
+
+def test_requests_are_the_same_again_and_survive_the_file() -> None:
+    made = [list(Workload(100).requests("mixed", ItemsApi(), 0)) for _ in range(2)]
+    assert made[0] == made[1] == unpack(pack(made[0]))
+    puts = [each for each in made[0] if each.startswith(b"PUT")]
+    assert 0 < len(puts) < len(made[0]) / 4
+
+
+def test_zipf_wants_few_items_often() -> None:
+    wanted = Counter(Workload(1_000).requests("mixed", ItemsApi(), 0))
+    uniform = Counter(Workload(1_000).requests("get", ItemsApi(), 0))
+    assert wanted.most_common(1)[0][1] > 5 * uniform.most_common(1)[0][1]
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"), [(0.89, "no"), (0.9, "yes"), (1.19, "yes"), (1.2, "goal")]
+)
+def test_a_target_tells_whether_it_is_reached(value: float, verdict: str) -> None:
+    result = Result("peers", {})
+    for kind, per_s in (("itemstore-memory", value), ("redis-everysec", 1.0)):
+        result.add(300, throughput.mode("get", kind, 32), per_s=per_s)
+    row = targets.TARGETS[0].row(result)
+    assert row is not None
+    assert row[-1] == verdict
 
 
 def test_cities_come_back_byte_for_byte_by_way_of_a_postgresql_that_syncs(
@@ -181,3 +318,48 @@ def test_the_pages_have_the_figures_of_the_results() -> None:
     assert [docs.render(page, docs.read()) for page in pages] == pages
     for name in docs.BENCHMARKS:
         assert any(f"benchmarks/{name}.svg" in page for page in pages)
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[tuple[int, Path]]:
+    """The port of a service over a dict, and requests for ids it does not have."""
+    items, requests = tmp_path / "items", tmp_path / "requests"
+    workload = Workload(10)
+    held.write(workload.rows, items)
+    command = [sys.executable, "-m", "benchmarks.peer_services.bare", f"--items={items}"]
+    with process("bare", lambda port: [*command, f"--port={port}"]) as server:
+        server.wait_until_listening()
+        requests.write_bytes(pack(workload.requests("miss", ItemsApi(), server.port)))
+        yield server.port, requests
+
+
+@pytest.mark.skipif("bare" not in INSTALLED, reason="install uvloop and httptools")
+def test_the_generator_refuses_wrong_answers(service: tuple[int, Path]) -> None:
+    port, requests = service
+    found = openloop.run(port, requests, rate=500, seconds=0.1, good="HTTP/1.1 404")
+    assert 50 == found.answered
+    with pytest.raises(openloop.WrongAnswers):
+        openloop.run(port, requests, rate=500, seconds=0.1, good="HTTP/1.1 200")
+
+
+@pytest.mark.skipif("bare" not in INSTALLED or not HAS_WRK, reason="install wrk and uvloop")
+def test_throughput_of_wrong_answers_is_refused(service: tuple[int, Path]) -> None:
+    port, requests = service
+    found = wrk.run(port, requests, connections=2, seconds=0.05, start=0, refused=True)
+    assert found.per_s > 0
+    with pytest.raises(wrk.WrkError):
+        wrk.run(port, requests, connections=2, seconds=0.05, start=0, refused=False)
+
+
+def test_requests_without_an_answer_count_as_long_as_they_waited(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A server that takes connections and says nothing: what was sent is lost, and the rest too."""
+    monkeypatch.setattr(openloop, "_LOST_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        with openloop.Generator(port, [b"GET"], connections=2, good=b"HTTP/1.1 200") as generator:
+            found = generator.run(rate=100, seconds=0.1)
+    assert (0, 10) == (found.answered, found.lost)
+    assert 1 == len(found.pauses)
+    assert found.pauses[0].ms >= 50
