@@ -44,6 +44,7 @@ from itemstore.lease import WriterLease
 from itemstore.loader import Loader
 from itemstore.log import library_logger
 from itemstore.options import Durability, Options
+from itemstore.packer import Packer
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
 from itemstore.storage import Storage, StorageError
@@ -97,7 +98,7 @@ class ItemStore:
     ) -> None:
         self.options = options or Options()
         self.log = log or library_logger()
-        self.cache = Cache()
+        self.cache = Cache(packs=self.options.cache_compression)
         self.queue = WriteQueue()
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)
@@ -113,11 +114,13 @@ class ItemStore:
             monotonic=monotonic,
             chance=chance,
         )
+        self.packer = Packer(self.cache, self.queue, self.log)
         self.loader = Loader(
             self.cache,
             self.queue,
             storage,
             self.log,
+            self.packer,
             epoch=lambda: self.lease.held_epoch,
             monotonic=monotonic,
             chance=chance,
@@ -165,6 +168,7 @@ class ItemStore:
         self._storage = storage
         self._persisting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._packing: asyncio.Task[None] | None = None
         self._closed_by: type[Starting | Stopping] | None = Starting
         self._failed = asyncio.Event()
 
@@ -222,6 +226,7 @@ class ItemStore:
         await until_answered(self.lease.begin, self.log)
         self.lease.start()
         self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
+        self._packing = asyncio.create_task(self.packer.run(), name="packer")
         self._closed_by = None
 
     async def close(
@@ -251,7 +256,7 @@ class ItemStore:
             rest_s = 0.0 if hurry.is_set() else deadline - self.monotonic()
             await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
-        await end([self._watching])
+        await end([self._watching, self._packing])
         await self._storage.close()
         if left and is_kept:
             self.log.warning("journaled", items=len(left), ids=left[:NAMED_MAX])
@@ -279,7 +284,7 @@ class ItemStore:
 
         Raises InvalidId, or DatabaseUnavailable if it is not cached and cannot be loaded.
         """
-        entry = self.cache.entries.get(item_id)
+        entry = self.cache.get(item_id)
         if entry is None or self.monotonic() >= self.lease.reads_until:
             entry = await self._find(check_id(item_id))
         return None if entry is None else Item(item_id, entry)
@@ -347,7 +352,7 @@ class ItemStore:
 
     def _known(self, item_id: str) -> bytes | _Unknown | None:
         """The packed entry, None if there is surely no such item, or UNKNOWN."""
-        entry = self.cache.entries.get(item_id)
+        entry = self.cache.get(item_id)
         if entry is not None:
             return entry
         if self.cache.is_absent(item_id) or item_id in self.queue:
@@ -356,7 +361,7 @@ class ItemStore:
 
     def _is_used(self, item_id: str) -> bool:
         """Whether an item of this id was written here; PostgreSQL may not know it yet."""
-        return item_id in self.cache.entries or item_id in self.queue
+        return item_id in self.cache or item_id in self.queue
 
     async def _timely(self, loading: Awaitable[bytes | None]) -> bytes | None:
         try:

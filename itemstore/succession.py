@@ -14,7 +14,7 @@ from structlog.typing import FilteringBoundLogger
 
 from itemstore import memory
 from itemstore.allocator import Allocator
-from itemstore.core.cache import Cache
+from itemstore.core.cache import Cache, Shard
 from itemstore.core.item import VersionClock
 from itemstore.core.queue import WriteQueue
 from itemstore.loader import Loader
@@ -55,6 +55,7 @@ class Succession:
         self._fills = False
         self._estimate = 0
         self._preloading: asyncio.Task[None] | None = None
+        self._freeing: asyncio.Task[None] | None = None
 
     def begin(self, found: Found) -> None:
         """Decides whether the cache is to hold everything."""
@@ -63,7 +64,7 @@ class Succession:
         self._queue.restore_parked(each.change for each in found.parked)
 
     async def close(self) -> None:
-        await end([self._preloading])
+        await end([self._preloading, self._freeing])
 
     # --- what the lease asks
 
@@ -98,7 +99,7 @@ class Succession:
     def lose(self) -> None:
         if self._preloading is not None:
             self._preloading.cancel()
-        self._cache.clear()
+        self._freeing = asyncio.create_task(_free(self._cache.clear()), name="free")
         self._watcher.since = None
 
     def hand_over(self) -> None:
@@ -140,3 +141,10 @@ class Succession:
             budget_bytes=budget,
         )
         return needed <= budget
+
+
+async def _free(shards: list[Shard]) -> None:
+    """Lets go of what was cached, a part at a time."""
+    while shards:
+        if shards.pop():
+            await asyncio.sleep(0)

@@ -17,9 +17,7 @@ def cache() -> Cache:
 
 
 def recount(cache: Cache) -> int:
-    return sum(
-        ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry) for item_id, entry in cache.entries.items()
-    )
+    return sum(ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry) for item_id, entry in cache.items())
 
 
 def test_the_cache_keeps_what_it_is_given(cache: Cache) -> None:
@@ -54,7 +52,7 @@ def test_a_load_fills_empty_places(cache: Cache) -> None:
     """Rows of items that are neither cached nor changed are kept; their number is told."""
     load = cache.begin_load()
     assert cache.install(load, ROWS, NOTHING) == 2
-    assert cache.entries == dict(ROWS)
+    assert dict(cache.items()) == dict(ROWS)
     assert cache.install(load, ROWS, NOTHING) == 0
 
 
@@ -66,10 +64,10 @@ def test_a_load_does_not_overwrite(cache: Cache) -> None:
     cache.put("b", new_b)
     rows = [("a", pack(9, 1, b'{"other":1}')), ("b", pack(9, 1, b"{}"))]
     assert cache.install(load, rows, NOTHING) == 0  # 6
-    assert cache.entries == {"a": new_a, "b": new_b}
+    assert dict(cache.items()) == {"a": new_a, "b": new_b}
     newer = pack(10, 1, b'{"longer":"than before"}')
     assert cache.install(cache.begin_load(), [("a", newer)], NOTHING) == 0
-    assert cache.entries == {"a": newer, "b": new_b}
+    assert dict(cache.items()) == {"a": newer, "b": new_b}
     assert cache.bytes_used == recount(cache)
 
 
@@ -87,7 +85,7 @@ def test_a_load_does_not_bring_back_what_is_being_deleted(cache: Cache) -> None:
     cache.remove("a")
     load = cache.begin_load()
     assert cache.install(load, ROWS, {"a"}) == 1  # 6
-    assert cache.entries == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": b"old b"}
 
 
 def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -> None:
@@ -96,7 +94,7 @@ def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -
     load = cache.begin_load()
     cache.touch(["a"])  # the commit was answered; nothing of the delete is pending any more
     assert cache.install(load, ROWS, NOTHING) == 1  # 6
-    assert cache.entries == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": b"old b"}
 
 
 def test_each_load_is_marked(cache: Cache) -> None:
@@ -121,18 +119,18 @@ def test_a_truncate_removes_what_is_older(cache: Cache) -> None:
     """Items older than the TRUNCATE are gone, but for those with a change still to be written."""
     for row in (versioned("old", 1), versioned("dirty", 2), versioned("new", 5)):
         cache.put(*row)
-    cache.truncate(5, {"dirty"})
-    assert sorted(cache.entries) == ["dirty", "new"]
+    list(cache.truncate(5, {"dirty"}))
+    assert sorted(dict(cache.items())) == ["dirty", "new"]
     assert cache.bytes_used == recount(cache)
 
 
 def test_a_load_does_not_bring_back_what_was_truncated(cache: Cache) -> None:
     """A load under way installs only what is newer than the TRUNCATE; a later one installs all."""
     load = cache.begin_load()
-    cache.truncate(5, ())
+    list(cache.truncate(5, ()))
     rows = [versioned("a", 4), versioned("b", 5), versioned("c", 6)]
     assert cache.install(load, rows, NOTHING) == 2  # 6
-    assert sorted(cache.entries) == ["b", "c"]
+    assert sorted(dict(cache.items())) == ["b", "c"]
     assert cache.install(cache.begin_load(), rows, NOTHING) == 1
 
 
@@ -200,7 +198,7 @@ def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
     cache.note_absent(miss, ["a"])
     assert cache.is_absent("a")
     assert cache.install(page, ROWS, NOTHING) == 1  # 6
-    assert set(cache.entries) == {"b"}
+    assert set(dict(cache.items())) == {"b"}
 
 
 # --- a standby's cache, and a former holder's
@@ -221,17 +219,17 @@ def test_what_is_not_cached_is_not_kept_fresh(cache: Cache) -> None:
     cache.note_absent(cache.begin_load(), ["a", "b"])
     load = cache.begin_load()
     cache.refresh("a", b"1")
-    assert {} == cache.entries
+    assert {} == dict(cache.items())
     assert [False, True] == [cache.is_absent("a"), cache.is_absent("b")]  # 7
     assert 1 == cache.install(load, ROWS, NOTHING)  # 6
-    assert {"b": b"old b"} == cache.entries
+    assert {"b": b"old b"} == dict(cache.items())
 
 
 def test_a_cache_that_is_to_hold_everything_takes_what_is_new(cache: Cache) -> None:
     """While a preload is under way, and after it, a new item joins the cache."""
     cache.fills = True
     cache.refresh("a", b"1")
-    assert {"a": b"1"} == cache.entries
+    assert {"a": b"1"} == dict(cache.items())
     assert recount(cache) == cache.bytes_used
 
 
@@ -243,7 +241,7 @@ def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
     cache.set_hydrated()
     cache.clear()
     assert ({}, 0, False, False) == (
-        cache.entries,
+        dict(cache.items()),
         cache.bytes_used,
         cache.hydrated,
         cache.fills,
@@ -273,4 +271,4 @@ def test_who_hands_over_forgets_what_is_absent(cache: Cache) -> None:
     cache.note_absent(cache.begin_load(), ["b"])
     cache.forget_absent()
     assert not cache.is_absent("b")  # 7
-    assert {"a": b"1"} == cache.entries
+    assert {"a": b"1"} == dict(cache.items())

@@ -320,7 +320,7 @@ class Machine(RuleBasedStateMachine):
         assert self.queue.dirty_since() == oldest  # 9
         assert self.cache.bytes_used == sum(  # 10
             ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry)
-            for item_id, entry in self.cache.entries.items()
+            for item_id, entry in self.cache.items()
         )
 
     @invariant()

@@ -14,6 +14,7 @@ from typing import Final
 from itemstore.core.cache import Row
 from itemstore.core.item import Item
 from itemstore.core.operation import Get, Operation
+from itemstore.core.packing import plain
 from itemstore.core.queue import Change
 from itemstore.errors import (
     CommitUnconfirmed,
@@ -223,7 +224,7 @@ def _is_on(
 
 
 def _entry(item: Item | None) -> bytes | None:
-    return None if item is None else item.entry
+    return None if item is None else plain(item.entry)
 
 
 def _makes(operation: Operation, old: Moment, change: Change) -> bool:
