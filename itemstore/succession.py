@@ -14,9 +14,10 @@ from structlog.typing import FilteringBoundLogger
 
 from itemstore import memory
 from itemstore.allocator import Allocator
-from itemstore.core.cache import Cache, Shard
+from itemstore.core.cache import Cache
 from itemstore.core.item import VersionClock
 from itemstore.core.queue import WriteQueue
+from itemstore.core.table import Slots
 from itemstore.loader import Loader
 from itemstore.options import Options, Preload
 from itemstore.storage import Found, Grant, Lease, Storage
@@ -143,8 +144,8 @@ class Succession:
         return needed <= budget
 
 
-async def _free(shards: list[Shard]) -> None:
+async def _free(shards: list[Slots]) -> None:
     """Lets go of what was cached, a part at a time."""
     while shards:
-        if shards.pop():
+        if any(shards.pop()):
             await asyncio.sleep(0)

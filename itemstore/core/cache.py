@@ -1,7 +1,6 @@
 """The cache: id → entry, plain or packed. What it answers is always the newest accepted state.
 
-It is many dicts, not one: a dict that grows is copied at once, which takes 40 ms at a million
-entries. What walks through all of them does so in parts, for the same reason.
+What walks through all of it does so in parts, for a million entries take a tenth of a second.
 
 Invariants, by the numbers of docs/architecture.md:
 
@@ -14,24 +13,22 @@ Invariants, by the numbers of docs/architecture.md:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable, Iterator
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
 from itemstore.core.item import version_of
 from itemstore.core.packing import HEADER_BYTES, Dictionary, dictionary_of
+from itemstore.core.table import Slots, Table, bare
 
 ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
 ENTRY_OVERHEAD_BYTES: Final = (
-    140  # dict slot, key object and bytes object, measured on CPython 3.11
+    60  # a place in the table and the bytes object, measured on CPython 3.11
 )
-SHARDS: Final = 256  # a power of two; of ten million entries each grows in under 5 ms
-WALK_ITEMS: Final = 4_000  # looked at in one part of a walk
+WALK_ITEMS: Final = 2_000  # looked at in one part of a walk
 
 Row = tuple[str, bytes]
-Shard = dict[str, bytes]
 
-_MASK: Final = SHARDS - 1
 _NEVER: Final = 2**63  # beyond all versions
 
 
@@ -53,13 +50,13 @@ class Cache:
     """
 
     def __init__(self, *, packs: bool = False) -> None:
-        self._shards: list[Shard] = [{} for _ in range(SHARDS)]
+        self._table = Table()
+        #: The entry as it is kept; ``core.item`` reads it, up to when something is awaited.
+        self.get: Callable[[str], bytes | None] = self._table.get
         #: Whether it holds every item, so that a miss needs no query.
         self.hydrated = False
         #: Whether it is to hold every item: a preload is under way, or has been.
         self.fills = False
-        self._items = 0
-        self._entry_bytes = 0
         self._absent: dict[str, None] = {}
         self._loads: set[Load] = set()
         self.packs = packs
@@ -69,29 +66,25 @@ class Cache:
         self._dictionaries: dict[bytes, Dictionary] = {}
 
     def __len__(self) -> int:
-        return self._items
+        return len(self._table)
 
     def __contains__(self, item_id: str) -> bool:
-        return item_id in self._shards[hash(item_id) & _MASK]
+        return self._table.get(item_id) is not None
 
     @property
     def bytes_used(self) -> int:
         """Bytes of memory the entries take, estimated."""
-        return self._entry_bytes + self._items * ENTRY_OVERHEAD_BYTES
+        return self._table.bytes_used + len(self._table) * ENTRY_OVERHEAD_BYTES
 
     @property
     def packed(self) -> int:
         """How many entries are packed."""
         return sum(self._packed.values())
 
-    def get(self, item_id: str) -> bytes | None:
-        """The entry as it is kept. One that is packed can be read until something is awaited."""
-        return self._shards[hash(item_id) & _MASK].get(item_id)
-
     def items(self) -> Iterator[Row]:
         """All of them, in no order."""
-        for shard in self._shards:
-            yield from shard.items()
+        for shard in self._table.shards():
+            yield from ((item_id, bare(record)) for item_id, record in shard)
 
     def is_absent(self, item_id: str) -> bool:
         """Whether it is certain, without a query, that PostgreSQL has no such item.
@@ -102,14 +95,8 @@ class Cache:
 
     def put(self, item_id: str, entry: bytes) -> None:
         """Keeps a plain entry."""
-        shard = self._shards[hash(item_id) & _MASK]
-        old = shard.get(item_id)
-        shard[item_id] = entry
-        self._entry_bytes += len(entry)
-        if old is None:
-            self._items += 1
-            self._entry_bytes += len(item_id)
-        else:
+        old = self._table.put(item_id, entry)
+        if old is not None:
             self._forget(old)
         if self.packs:
             self._unpacked[item_id] = None
@@ -124,13 +111,12 @@ class Cache:
             self._absent.pop(item_id, None)
             self.touch((item_id,))
 
-    def clear(self) -> list[Shard]:
+    def clear(self) -> list[Slots]:
         """Forgets everything; loads under way bring nothing any more.
 
         Returns what it held: to free all at once would take a tenth of a second a million.
         """
-        old, self._shards = self._shards, [{} for _ in range(SHARDS)]
-        self._items = self._entry_bytes = 0
+        old = self._table.clear()
         self._absent.clear()
         self._unpacked = {}
         self._packed = {}
@@ -141,16 +127,13 @@ class Cache:
         return old
 
     def remove(self, item_id: str) -> None:
-        old = self._shards[hash(item_id) & _MASK].pop(item_id, None)
+        old = self._table.pop(item_id)
         if old is not None:
-            self._items -= 1
-            self._entry_bytes -= len(item_id)
             self._forget(old)
         self.touch((item_id,))
 
     def _forget(self, old: bytes) -> None:
         """This entry has left, and perhaps the last of its dictionary."""
-        self._entry_bytes -= len(old)
         mark = old[HEADER_BYTES : HEADER_BYTES + 1]
         if mark in self._packed:
             self._packed[mark] -= 1
@@ -187,11 +170,10 @@ class Cache:
 
     def _walk_truncated(self, version: int, keep: Container[str]) -> Iterator[None]:
         seen = 0
-        for number in range(SHARDS):
-            shard = self._shards[number]
+        for shard in self._table.shards():
             seen += len(shard)
-            for item_id in [each for each, entry in shard.items() if version_of(entry) < version]:
-                if item_id not in keep:
+            for item_id, record in shard:
+                if version_of(record) < version and item_id not in keep:
                     self.remove(item_id)
             if seen >= WALK_ITEMS:
                 seen = 0
@@ -213,29 +195,21 @@ class Cache:
         the load began, and those ``pending``: with a change still on its way to PostgreSQL, which
         may be a delete accepted before the load began.
         """
-        shards, touched = self._shards, load.touched
-        new = size = 0
+        table, touched, before = self._table, load.touched, len(self)
         if load.floor:
             rows = [row for row in rows if version_of(row[1]) >= load.floor]
         for item_id, entry in rows:
             if item_id in touched or item_id in pending:
                 continue
-            shard = shards[hash(item_id) & _MASK]
-            old = shard.get(item_id)
-            if old is None:
-                new += 1
-                size += len(entry) + len(item_id)
-            elif version_of(old) < version_of(entry):  # another instance was here
-                size += len(entry)
+            old = table.setdefault(item_id, entry)
+            if old is not None:
+                if version_of(old) >= version_of(entry):
+                    continue
+                table.put(item_id, entry)  # another instance was here
                 self._forget(old)
-            else:
-                continue
-            shard[item_id] = entry
             if not self._is_packed(entry) and self.packs:
                 self._unpacked[item_id] = None
-        self._items += new
-        self._entry_bytes += size
-        return new
+        return len(self) - before
 
     def unpacked(self, limit: int, pending: Container[str]) -> list[Row]:
         """Some of what was kept plain since it was last asked; at most so many are looked at.
@@ -247,13 +221,13 @@ class Cache:
             del self._unpacked[item_id]
         rows = []
         for item_id in some:
-            entry = self.get(item_id)
-            if entry is None:
+            record = self.get(item_id)
+            if record is None:
                 continue
             if item_id in pending:
                 self._unpacked[item_id] = None
             else:
-                rows.append((item_id, entry))
+                rows.append((item_id, bare(record)))
         return rows
 
     @property
@@ -264,10 +238,11 @@ class Cache:
     def pack(self, rows: Iterable[Row], packed: Iterable[bytes]) -> None:
         """Keeps the packed form of these entries, where they are kept still."""
         for (item_id, entry), form in zip(rows, packed, strict=True):
-            shard = self._shards[hash(item_id) & _MASK]
-            if shard.get(item_id) is entry and form is not entry:
-                shard[item_id] = form
-                self._entry_bytes += len(form) - len(entry)
+            kept = self.get(item_id)
+            if kept is None or version_of(kept) != version_of(entry) or form is entry:
+                continue
+            if dictionary_of(kept) is None:
+                self._table.put(item_id, form)
                 self._is_packed(form)
 
     def note_absent(self, load: Load, item_ids: Collection[str]) -> None:

@@ -19,7 +19,8 @@ from typing import Any, Final
 import orjson
 
 from itemstore.core import packing
-from itemstore.core.packing import dictionary_of
+from itemstore.core.packing import HELD, dictionary_of
+from itemstore.core.table import END
 from itemstore.errors import InvalidId
 
 ID_MAX_BYTES: Final = 512  # far below the 2,704 bytes a btree entry of PostgreSQL may have
@@ -50,7 +51,15 @@ def created_us_of(entry: bytes) -> int:
 def data_of(entry: bytes) -> bytes:
     """An entry's JSON text."""
     dictionary = dictionary_of(entry)
-    return entry[HEADER_BYTES:] if dictionary is None else dictionary.text(entry)
+    if dictionary is not None:
+        return dictionary.text(entry)
+    end = entry.find(END, HEADER_BYTES)
+    return entry[HEADER_BYTES:] if end < 0 else entry[HEADER_BYTES:end]
+
+
+def plain(entry: bytes) -> bytes:
+    """The entry as PostgreSQL would give it: the header and the JSON text."""
+    return entry[:HEADER_BYTES] + data_of(entry)
 
 
 def next_version(previous: int, now_us: int) -> int:
@@ -121,7 +130,8 @@ class Item:
     def __init__(self, item_id: str, entry: bytes) -> None:
         self.id = item_id
         self.entry = entry
-        self._dictionary = dictionary_of(entry)  # held, for the cache may drop it
+        held = HELD.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
+        self._dictionary = held and held()  # or the cache might drop it
 
     @property
     def version(self) -> int:
@@ -161,7 +171,7 @@ class Item:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Item):
             return NotImplemented
-        return (self.id, packing.plain(self.entry)) == (other.id, packing.plain(other.entry))
+        return (self.id, plain(self.entry)) == (other.id, plain(other.entry))
 
     def __hash__(self) -> int:
         return hash((self.id, self.version))

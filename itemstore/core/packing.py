@@ -25,7 +25,7 @@ TEXT_MAX_BYTES: Final = 64 * 1024
 SAVED_MIN_BYTES: Final = 16  # what an allocation is rounded up to
 
 LEVEL: Final = 3
-DICTIONARY_BYTES: Final = 32 * 1024
+DICTIONARY_BYTES: Final = 64 * 1024
 SAMPLE_ITEMS: Final = 2_000  # entries a dictionary is trained on
 SAMPLE_EVERY: Final = 4  # one entry in so many, so that the sample reaches back further
 SAMPLE_TEXT_BYTES: Final = 4 * 1024  # the most used of one
@@ -36,6 +36,8 @@ DRIFT: Final = 1.15  # so much larger than expected, and a new dictionary is due
 GROWTH: Final = 10  # it is also due when so many times the entries have been seen
 BETTER: Final = 0.97  # what a new one must make of the entries held out, against the old one's
 
+_ENTRY_MIN_BYTES: Final = HEADER_BYTES + TEXT_MIN_BYTES
+_ENTRY_MAX_BYTES: Final = HEADER_BYTES + TEXT_MAX_BYTES
 _MARKS: Final = tuple(bytes([mark]) for mark in range(0x80, 0x100))
 
 
@@ -61,11 +63,16 @@ class Dictionary:
 
     def pack(self, entries: Sequence[bytes]) -> list[bytes]:
         """Each entry packed, or as it is where that saves nothing."""
-        worth = [entry for entry in entries if _is_worth(entry)]
-        if not worth:
-            return list(entries)
-        packed = iter(self._compressed(worth))
-        return [next(packed) if _is_worth(entry) else entry for entry in entries]
+        worth = [
+            entry
+            for entry in entries
+            if _ENTRY_MIN_BYTES <= len(entry) <= _ENTRY_MAX_BYTES and entry[HEADER_BYTES] < 0x80
+        ]
+        packed = self._compressed(worth) if worth else []
+        if len(packed) == len(entries):
+            return packed
+        form = dict(zip(map(id, worth), packed, strict=True))
+        return [form.get(id(entry), entry) for entry in entries]
 
     def _compressed(self, entries: Sequence[bytes]) -> list[bytes]:
         try:
@@ -98,25 +105,14 @@ class Dictionary:
         return text
 
 
-def _is_worth(entry: bytes) -> bool:
-    size = len(entry) - HEADER_BYTES
-    return TEXT_MIN_BYTES <= size <= TEXT_MAX_BYTES and entry[HEADER_BYTES] < 0x80
-
-
 #: The dictionaries that somebody holds, by their marks.
-_held: Final[dict[bytes, Callable[[], Dictionary | None]]] = {}
+HELD: Final[dict[bytes, Callable[[], Dictionary | None]]] = {}
 
 
 def dictionary_of(entry: bytes) -> Dictionary | None:
     """The dictionary this entry was packed with; None of a plain one."""
-    held = _held.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
+    held = HELD.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
     return None if held is None else held()
-
-
-def plain(entry: bytes) -> bytes:
-    """The entry with its JSON text."""
-    dictionary = dictionary_of(entry)
-    return entry if dictionary is None else entry[:HEADER_BYTES] + dictionary.text(entry)
 
 
 def train(entries: Sequence[bytes]) -> Dictionary | None:
@@ -132,9 +128,9 @@ def train(entries: Sequence[bytes]) -> Dictionary | None:
         trained = zstd.train_dictionary(DICTIONARY_BYTES, texts, level=LEVEL)
         dictionary = Dictionary(mark, trained)
     except zstd.ZstdError:
-        del _held[mark]
+        del HELD[mark]
         return None
-    _held[mark] = weakref.ref(dictionary, lambda _: _held.pop(mark, None))
+    HELD[mark] = weakref.ref(dictionary, lambda _: HELD.pop(mark, None))
     return dictionary
 
 
@@ -145,7 +141,7 @@ def _free_mark() -> bytes | None:
         return None
 
     for mark in _MARKS:
-        if _held.setdefault(mark, nobody) is nobody:
+        if HELD.setdefault(mark, nobody) is nobody:
             return mark
     return None
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from itemstore.core.cache import ABSENT_MAX, ENTRY_OVERHEAD_BYTES, Cache, Row
-from itemstore.core.item import pack
+from itemstore.core.item import data_of, pack
 
 NOTHING: frozenset[str] = frozenset()
-ROWS: list[Row] = [("a", b"old a"), ("b", b"old b")]
+ROWS: list[Row] = [("a", pack(1, 1, b"old a")), ("b", pack(1, 1, b"old b"))]
 
 
 @pytest.fixture
@@ -17,28 +17,37 @@ def cache() -> Cache:
 
 
 def recount(cache: Cache) -> int:
-    return sum(ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry) for item_id, entry in cache.items())
+    return sum(
+        ENTRY_OVERHEAD_BYTES + len(item_id) + 1 + len(entry) for item_id, entry in cache.items()
+    )
+
+
+def text(cache: Cache, item_id: str) -> bytes | None:
+    entry = cache.get(item_id)
+    return None if entry is None else data_of(entry)
 
 
 def test_the_cache_keeps_what_it_is_given(cache: Cache) -> None:
     """What was put is there until it is replaced or removed."""
-    cache.put("a", b"1")
-    cache.put("a", b"2")
-    assert (cache.get("a"), cache.get("b"), len(cache)) == (b"2", None, 1)
+    cache.put("a", pack(1, 1, b"1"))
+    cache.put("a", pack(1, 1, b"2"))
+    assert (text(cache, "a"), text(cache, "b"), len(cache)) == (b"2", None, 1)
     cache.remove("a")
     cache.remove("b")
-    assert (cache.get("a"), len(cache)) == (None, 0)
+    assert (text(cache, "a"), len(cache)) == (None, 0)
 
 
 def test_the_cache_counts_its_bytes(cache: Cache) -> None:
     """The estimate is the sum over the entries, after puts, replacements, removals and loads."""
     assert cache.bytes_used == 0
-    cache.put("a", b"x" * 10)
-    assert cache.bytes_used == recount(cache) == ENTRY_OVERHEAD_BYTES + 11  # 10
-    cache.put("a", b"x" * 3)
-    cache.put("bb", b"")
+    cache.put("a", pack(1, 1, b"x" * 10))
+    assert cache.bytes_used == recount(cache) == ENTRY_OVERHEAD_BYTES + 28  # 10
+    cache.put("a", pack(1, 1, b"x" * 3))
+    cache.put("bb", pack(1, 1, b""))
     assert cache.bytes_used == recount(cache)
-    cache.install(cache.begin_load(), [("a", b"ignored"), ("c", b"xyz")], NOTHING)
+    cache.install(
+        cache.begin_load(), [("a", pack(1, 1, b"ignored")), ("c", pack(1, 1, b"xyz"))], NOTHING
+    )
     assert cache.bytes_used == recount(cache)
     for item_id in ("a", "bb", "c", "d"):
         cache.remove(item_id)
@@ -75,7 +84,7 @@ def test_a_load_does_not_bring_back_what_was_removed_meanwhile(cache: Cache) -> 
     """An item that was deleted during the load stays deleted, however short it was cached."""
     load = cache.begin_load()
     cache.remove("a")
-    cache.put("b", b"new b")
+    cache.put("b", pack(1, 1, b"new b"))
     cache.remove("b")
     assert cache.install(load, ROWS, NOTHING) == 0  # 6
 
@@ -85,7 +94,7 @@ def test_a_load_does_not_bring_back_what_is_being_deleted(cache: Cache) -> None:
     cache.remove("a")
     load = cache.begin_load()
     assert cache.install(load, ROWS, {"a"}) == 1  # 6
-    assert dict(cache.items()) == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": pack(1, 1, b"old b")}
 
 
 def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -> None:
@@ -94,7 +103,7 @@ def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -
     load = cache.begin_load()
     cache.touch(["a"])  # the commit was answered; nothing of the delete is pending any more
     assert cache.install(load, ROWS, NOTHING) == 1  # 6
-    assert dict(cache.items()) == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": pack(1, 1, b"old b")}
 
 
 def test_each_load_is_marked(cache: Cache) -> None:
@@ -147,7 +156,7 @@ def test_what_postgresql_did_not_have_is_absent(cache: Cache) -> None:
     load = cache.begin_load()
     cache.note_absent(load, ["a", "b"])
     assert cache.is_absent("a")
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.remove("a")
     assert not cache.is_absent("a")  # 7: it may be in PostgreSQL by now
     assert cache.is_absent("b")
@@ -156,7 +165,7 @@ def test_what_postgresql_did_not_have_is_absent(cache: Cache) -> None:
 def test_what_changed_during_the_load_is_not_noted(cache: Cache) -> None:
     """An id that was written, deleted or committed while the load was under way is unknown."""
     load = cache.begin_load()
-    cache.put("written", b"1")
+    cache.put("written", pack(1, 1, b"1"))
     cache.remove("deleted")
     cache.touch(["committed"])
     cache.note_absent(load, ["written", "deleted", "committed", "other"])
@@ -166,7 +175,7 @@ def test_what_changed_during_the_load_is_not_noted(cache: Cache) -> None:
 
 def test_what_is_cached_is_not_noted_absent(cache: Cache) -> None:
     """An entry is proof enough that its item exists."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["a"])
     assert not cache.is_absent("a")  # 7
 
@@ -206,10 +215,10 @@ def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
 
 def test_a_newer_state_replaces_what_is_cached(cache: Cache) -> None:
     """An item that is cached is kept fresh, and the books stay right."""
-    cache.put("a", b"old")
+    cache.put("a", pack(1, 1, b"old"))
     load = cache.begin_load()
-    cache.refresh("a", b"newer one")
-    assert b"newer one" == cache.get("a")
+    cache.refresh("a", pack(1, 1, b"newer one"))
+    assert b"newer one" == text(cache, "a")
     assert recount(cache) == cache.bytes_used
     assert {"a"} == load.touched  # 6
 
@@ -218,24 +227,24 @@ def test_what_is_not_cached_is_not_kept_fresh(cache: Cache) -> None:
     """On demand, an item nobody asked for stays out, but is absent no more, and loads are told."""
     cache.note_absent(cache.begin_load(), ["a", "b"])
     load = cache.begin_load()
-    cache.refresh("a", b"1")
+    cache.refresh("a", pack(1, 1, b"1"))
     assert {} == dict(cache.items())
     assert [False, True] == [cache.is_absent("a"), cache.is_absent("b")]  # 7
     assert 1 == cache.install(load, ROWS, NOTHING)  # 6
-    assert {"b": b"old b"} == dict(cache.items())
+    assert {"b": pack(1, 1, b"old b")} == dict(cache.items())
 
 
 def test_a_cache_that_is_to_hold_everything_takes_what_is_new(cache: Cache) -> None:
     """While a preload is under way, and after it, a new item joins the cache."""
     cache.fills = True
-    cache.refresh("a", b"1")
-    assert {"a": b"1"} == dict(cache.items())
+    cache.refresh("a", pack(1, 1, b"1"))
+    assert {"a": pack(1, 1, b"1")} == dict(cache.items())
     assert recount(cache) == cache.bytes_used
 
 
 def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
     """After clear() nothing is cached, absent, complete or to be filled; no bytes are used."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["b"])
     cache.fills = True
     cache.set_hydrated()
@@ -267,8 +276,8 @@ def test_a_load_from_before_brings_nothing_into_a_cleared_cache(cache: Cache) ->
 
 def test_who_hands_over_forgets_what_is_absent(cache: Cache) -> None:
     """Absent ids are forgotten, entries are not; a miss is a query again."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["b"])
     cache.forget_absent()
     assert not cache.is_absent("b")  # 7
-    assert {"a": b"1"} == dict(cache.items())
+    assert {"a": pack(1, 1, b"1")} == dict(cache.items())

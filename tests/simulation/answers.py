@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from itemstore.core.cache import Row
-from itemstore.core.item import Item
+from itemstore.core.item import Item, plain
 from itemstore.core.operation import Get, Operation
-from itemstore.core.packing import plain
 from itemstore.core.queue import Change
 from itemstore.errors import (
     CommitUnconfirmed,

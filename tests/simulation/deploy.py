@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from itemstore.core.condition import Condition
-from itemstore.core.item import Item
+from itemstore.core.item import Item, plain
 from itemstore.core.operation import Create, Delete, Patch, Put, Write
-from itemstore.core.packing import plain
 from itemstore.errors import (
     ItemExists,
     ItemNotFound,

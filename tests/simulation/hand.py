@@ -10,8 +10,7 @@ import asyncio
 import random
 from typing import Final
 
-from itemstore.core.item import Item
-from itemstore.core.packing import plain
+from itemstore.core.item import Item, plain
 from tests.simulation.disk import Disk
 from tests.simulation.world import World
 

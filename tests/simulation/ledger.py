@@ -12,8 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from itemstore.core.item import pack, version_of
-from itemstore.core.packing import plain
+from itemstore.core.item import pack, plain, version_of
 from itemstore.core.queue import Change
 from itemstore.options import Durability
 from itemstore.storage import Claim, Standing
