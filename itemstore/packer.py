@@ -20,7 +20,7 @@ from typing import Any, Final
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.cache import Cache, Row
-from itemstore.core.packing import SAMPLE_ITEMS, Trainer, retrain
+from itemstore.core.packing import SAMPLE_ITEMS, SAMPLE_ITEMS_MIN, Trainer, retrain
 from itemstore.core.queue import WriteQueue
 
 PACK_ITEMS: Final = 2_000  # in one batch: 1 ms of the event loop's time
@@ -69,6 +69,9 @@ class Packer:
             rows = self._cache.unpacked(PACK_ITEMS, self._queue.pending_ids())
             entries = [entry for _, entry in rows]
             if trainer.dictionary is None:
+                if len(rows) < SAMPLE_ITEMS_MIN:
+                    self._cache.leave(rows)
+                    return False
                 trainer.saw(entries, entries)
             if trainer.is_due:
                 await self._train()

@@ -18,7 +18,7 @@ from itertools import islice
 from typing import Final
 
 from itemstore.core.item import version_of
-from itemstore.core.packing import HEADER_BYTES, Dictionary, dictionary_of
+from itemstore.core.packing import dictionary_of
 from itemstore.core.table import Slots, Table, bare
 
 ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
@@ -61,9 +61,7 @@ class Cache:
         self._loads: set[Load] = set()
         self.packs = packs
         self._unpacked: dict[str, None] = {}
-        #: Entries by the mark of their dictionary, and the dictionaries.
-        self._packed: dict[bytes, int] = {}
-        self._dictionaries: dict[bytes, Dictionary] = {}
+        self.packed = 0  #: entries
 
     def __len__(self) -> int:
         return len(self._table)
@@ -75,11 +73,6 @@ class Cache:
     def bytes_used(self) -> int:
         """Bytes of memory the entries take, estimated."""
         return self._table.bytes_used + len(self._table) * ENTRY_OVERHEAD_BYTES
-
-    @property
-    def packed(self) -> int:
-        """How many entries are packed."""
-        return sum(self._packed.values())
 
     def items(self) -> Iterator[Row]:
         """All of them, in no order."""
@@ -96,8 +89,8 @@ class Cache:
     def put(self, item_id: str, entry: bytes) -> None:
         """Keeps a plain entry."""
         old = self._table.put(item_id, entry)
-        if old is not None:
-            self._forget(old)
+        if old is not None and dictionary_of(old):
+            self.packed -= 1
         if self.packs:
             self._unpacked[item_id] = None
         self._absent.pop(item_id, None)
@@ -119,8 +112,7 @@ class Cache:
         old = self._table.clear()
         self._absent.clear()
         self._unpacked = {}
-        self._packed = {}
-        self._dictionaries = {}
+        self.packed = 0
         self.hydrated = self.fills = False
         for load in self._loads:
             load.floor = _NEVER
@@ -128,28 +120,9 @@ class Cache:
 
     def remove(self, item_id: str) -> None:
         old = self._table.pop(item_id)
-        if old is not None:
-            self._forget(old)
+        if old is not None and dictionary_of(old):
+            self.packed -= 1
         self.touch((item_id,))
-
-    def _forget(self, old: bytes) -> None:
-        """This entry has left, and perhaps the last of its dictionary."""
-        mark = old[HEADER_BYTES : HEADER_BYTES + 1]
-        if mark in self._packed:
-            self._packed[mark] -= 1
-            if not self._packed[mark]:
-                del self._packed[mark], self._dictionaries[mark]
-
-    def _is_packed(self, entry: bytes) -> bool:
-        """Of an entry that joins: its dictionary is held from now on."""
-        mark = entry[HEADER_BYTES : HEADER_BYTES + 1]
-        if mark in self._packed:
-            self._packed[mark] += 1
-        elif (dictionary := dictionary_of(entry)) is not None:
-            self._packed[mark], self._dictionaries[mark] = 1, dictionary
-        else:
-            return False
-        return True
 
     def touch(self, item_ids: Iterable[str]) -> None:
         """These ids changed, here or in PostgreSQL: loads under way must not install them."""
@@ -206,8 +179,11 @@ class Cache:
                 if version_of(old) >= version_of(entry):
                     continue
                 table.put(item_id, entry)  # another instance was here
-                self._forget(old)
-            if not self._is_packed(entry) and self.packs:
+                if dictionary_of(old):
+                    self.packed -= 1
+            if dictionary_of(entry):
+                self.packed += 1
+            elif self.packs:
                 self._unpacked[item_id] = None
         return len(self) - before
 
@@ -230,6 +206,12 @@ class Cache:
                 rows.append((item_id, bare(record)))
         return rows
 
+    def leave(self, rows: Iterable[Row]) -> None:
+        """``unpacked`` is to tell of these again."""
+        for item_id, _ in rows:
+            if item_id in self:
+                self._unpacked[item_id] = None
+
     @property
     def unpacked_items(self) -> int:
         """How many ``unpacked`` has yet to tell of."""
@@ -243,7 +225,7 @@ class Cache:
                 continue
             if dictionary_of(kept) is None:
                 self._table.put(item_id, form)
-                self._is_packed(form)
+                self.packed += 1
 
     def note_absent(self, load: Load, item_ids: Collection[str]) -> None:
         """PostgreSQL does not have these; forgets the oldest such notes beyond the bound.

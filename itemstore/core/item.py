@@ -19,7 +19,7 @@ from typing import Any, Final
 import orjson
 
 from itemstore.core import packing
-from itemstore.core.packing import HELD, dictionary_of
+from itemstore.core.packing import dictionary_of
 from itemstore.core.table import END
 from itemstore.errors import InvalidId
 
@@ -125,13 +125,11 @@ def _is_control(char: str) -> bool:
 class Item:
     """One version of one item. Immutable: a change makes a new one."""
 
-    __slots__ = ("_dictionary", "entry", "id")
+    __slots__ = ("entry", "id")
 
     def __init__(self, item_id: str, entry: bytes) -> None:
         self.id = item_id
         self.entry = entry
-        held = HELD.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
-        self._dictionary = held and held()  # or the cache might drop it
 
     @property
     def version(self) -> int:

@@ -3,16 +3,15 @@
     plain    version (8) + created_at (8) + JSON text
     packed   version (8) + created_at (8) + mark (1) + zstd frame
 
-The mark names the dictionary. It is 0x80 or above, with which no JSON text begins. It is given out
-again when nobody holds its dictionary any more: a cache holds those that its entries were packed
-with, an ``Item`` the one that reads it.
+The mark names the dictionary. It is 0x80 or above, with which no JSON text begins. A dictionary
+that was once packed with is never forgotten, so that whoever has an entry can read it. They stay
+few: one is made only when none of those there are does as well.
 """
 
 from __future__ import annotations
 
-import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import zstandard as zstd
@@ -27,7 +26,8 @@ SAVED_MIN_BYTES: Final = 16  # what an allocation is rounded up to
 LEVEL: Final = 3
 DICTIONARY_BYTES: Final = 64 * 1024
 SAMPLE_ITEMS: Final = 2_000  # entries a dictionary is trained on
-SAMPLE_EVERY: Final = 4  # one entry in so many, so that the sample reaches back further
+SAMPLE_ITEMS_MIN: Final = 1_000  # of the first
+SAMPLE_EVERY: Final = 2  # one entry in so many: a full sample is as old as a window
 SAMPLE_TEXT_BYTES: Final = 4 * 1024  # the most used of one
 HELD_OUT: Final = 4  # one entry of the sample in so many tells what the dictionary is worth
 
@@ -44,10 +44,10 @@ _MARKS: Final = tuple(bytes([mark]) for mark in range(0x80, 0x100))
 class Dictionary:
     """One trained dictionary. May be used by several threads at once."""
 
-    __slots__ = ("__weakref__", "_compressors", "_decompressors", "_parameters", "_trained", "mark")
+    __slots__ = ("_compressors", "_decompressors", "_parameters", "_trained", "mark")
 
-    def __init__(self, mark: bytes, trained: zstd.ZstdCompressionDict) -> None:
-        self.mark = mark
+    def __init__(self, trained: zstd.ZstdCompressionDict) -> None:
+        self.mark = b""  # see ``know``
         self._trained = trained
         self._parameters = zstd.ZstdCompressionParameters.from_level(
             LEVEL,
@@ -105,14 +105,13 @@ class Dictionary:
         return text
 
 
-#: The dictionaries that somebody holds, by their marks.
-HELD: Final[dict[bytes, Callable[[], Dictionary | None]]] = {}
+#: All of this process, by their marks.
+KNOWN: Final[dict[bytes, Dictionary]] = {}
 
 
 def dictionary_of(entry: bytes) -> Dictionary | None:
     """The dictionary this entry was packed with; None of a plain one."""
-    held = HELD.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
-    return None if held is None else held()
+    return KNOWN.get(entry[HEADER_BYTES : HEADER_BYTES + 1])
 
 
 def train(entries: Sequence[bytes]) -> Dictionary | None:
@@ -120,30 +119,20 @@ def train(entries: Sequence[bytes]) -> Dictionary | None:
 
     Takes some tenths of a second, in which other threads run.
     """
-    mark = _free_mark()
-    if mark is None:
-        return None
     texts: list[Any] = [entry[HEADER_BYTES : HEADER_BYTES + SAMPLE_TEXT_BYTES] for entry in entries]
     try:
-        trained = zstd.train_dictionary(DICTIONARY_BYTES, texts, level=LEVEL)
-        dictionary = Dictionary(mark, trained)
+        return Dictionary(zstd.train_dictionary(DICTIONARY_BYTES, texts, level=LEVEL))
     except zstd.ZstdError:
-        del HELD[mark]
-        return None
-    HELD[mark] = weakref.ref(dictionary, lambda _: HELD.pop(mark, None))
-    return dictionary
-
-
-def _free_mark() -> bytes | None:
-    """One that is now taken, though two threads may ask at once."""
-
-    def nobody() -> None:
         return None
 
+
+def know(dictionary: Dictionary) -> bool:
+    """Gives it a mark, so that it can be packed with; False if there is none left."""
     for mark in _MARKS:
-        if HELD.setdefault(mark, nobody) is nobody:
-            return mark
-    return None
+        dictionary.mark = mark
+        if KNOWN.setdefault(mark, dictionary) is dictionary:  # at once, for threads
+            return True
+    return False
 
 
 class Training(NamedTuple):
@@ -154,13 +143,20 @@ class Training(NamedTuple):
 
 
 def retrain(sample: Sequence[bytes], old: Dictionary | None) -> Training:
-    """Trains on the sample; keeps the old dictionary unless the new one is clearly better."""
+    """Trains on the sample; the new dictionary is taken if it is clearly the best there is."""
     held_out = sample[::HELD_OUT]
+    best = Training(old, _ratio(old, held_out))
+    for known in list(KNOWN.values()):
+        best = _better(best, Training(known, _ratio(known, held_out)))
     new = train([entry for number, entry in enumerate(sample) if number % HELD_OUT])
-    expected = _ratio(old, held_out)
-    if new is not None and (ratio := _ratio(new, held_out)) < BETTER * expected:
-        return Training(new, ratio)
-    return Training(old, expected)
+    trained = _better(best, Training(new, _ratio(new, held_out)))
+    if trained is best or new is None or not know(new):
+        return best
+    return trained
+
+
+def _better(one: Training, other: Training) -> Training:
+    return other if other.ratio < BETTER * one.ratio else one
 
 
 def _ratio(dictionary: Dictionary | None, entries: Sequence[bytes]) -> float:
@@ -178,7 +174,7 @@ class Trainer:
         self._sample: deque[bytes] = deque(maxlen=SAMPLE_ITEMS)
         self._ratio = 1.0
         self._seen = 0
-        self._due_at = SAMPLE_ITEMS
+        self._due_at = SAMPLE_ITEMS_MIN
         self._window = _Window()
 
     def saw(self, entries: Sequence[bytes], kept: Sequence[bytes]) -> None:

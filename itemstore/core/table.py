@@ -67,11 +67,21 @@ class Table:
     def setdefault(self, item_id: str, entry: bytes) -> bytes | None:
         """Keeps the entry, unless there is a record: then returns it."""
         end = END + item_id.encode()
-        shard, place = self._seek(item_id, end)
-        record = self._shards[shard][place]
-        if record is None:
-            self._set(shard, place, entry + end)
-        return record
+        place = hash(item_id)
+        shard = place & _MASK
+        slots = self._shards[shard]
+        place = (place >> _SHARD_BITS) & (len(slots) - 1)
+        while (record := slots[place]) is not None:
+            if record.endswith(end):
+                return record
+            place -= 1
+        slots[place] = record = entry + end
+        self.bytes_used += len(record)
+        self._items += 1
+        self._taken[shard] = taken = self._taken[shard] + 1
+        if 3 * taken > 2 * len(slots):
+            self._grow(shard)
+        return None
 
     def pop(self, item_id: str) -> bytes | None:
         """Removes the record and returns it, if there is one."""

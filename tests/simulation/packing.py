@@ -9,7 +9,7 @@ from typing import Any, Final
 import orjson
 
 from itemstore.core.item import pack
-from itemstore.core.packing import Dictionary, Training, train
+from itemstore.core.packing import Dictionary, Training, know, train
 from itemstore.store import ItemStore
 
 DELAYS_S: Final = (0.0, 0.0, 0.001, 0.05, 1.0)
@@ -19,6 +19,7 @@ def _trained(letter: str) -> Dictionary:
     bodies = ({"op": n, "x": letter * n, "n": n * n} for n in range(400))
     dictionary = train([pack(1, 1, orjson.dumps(body)) for body in bodies])
     assert dictionary is not None
+    assert know(dictionary)
     return dictionary
 
 
