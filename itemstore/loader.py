@@ -35,7 +35,7 @@ from itemstore.tasks import end
 LOAD_IDS_MAX: Final = 1_000  # ids in one query
 LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
 WANTED_MAX: Final = 20_000  # ids waiting; beyond that a miss is refused
-INSTALL_ITEMS: Final = 500  # then requests get their turn
+INSTALL_ITEMS: Final = 250  # then requests get their turn
 RETRY_MAX_S: Final = 2.0
 PROGRESS_INTERVAL_S: Final = 2.0
 

@@ -25,7 +25,7 @@ ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
 ENTRY_OVERHEAD_BYTES: Final = (
     60  # a place in the table and the bytes object, measured on CPython 3.11
 )
-WALK_ITEMS: Final = 2_000  # looked at in one part of a walk
+WALK_ITEMS: Final = 500  # looked at in one part of a walk
 
 Row = tuple[str, bytes]
 
@@ -144,13 +144,13 @@ class Cache:
     def _walk_truncated(self, version: int, keep: Container[str]) -> Iterator[None]:
         seen = 0
         for shard in self._table.shards():
-            seen += len(shard)
-            for item_id, record in shard:
-                if version_of(record) < version and item_id not in keep:
+            for item_id, _ in shard:
+                record = self.get(item_id)
+                if record and version_of(record) < version and item_id not in keep:
                     self.remove(item_id)
-            if seen >= WALK_ITEMS:
-                seen = 0
-                yield
+                seen += 1
+                if seen % WALK_ITEMS == 0:
+                    yield
 
     def begin_load(self) -> Load:
         """To be called before the query is sent."""

@@ -9,10 +9,13 @@ The records lie in many small hash tables with open addressing, each of which gr
 
     looked for from the place its hash gives, downwards, up to the first place that was never taken
     removed: the place stays taken until the table grows
+    full, and then made anew: when half to three quarters are taken, in each shard at another
+    number, so that they do not all grow at the same time
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Iterator
 from typing import Final
 
@@ -26,6 +29,11 @@ _MASK: Final = _SHARDS - 1
 _SLOTS_MIN: Final = 8
 _REMOVED: Final = b""
 
+#: Of CPython's C API, for lists of bytes alone: the garbage collector would look at every item in
+#: them, 50 ms a million, to find that none can be part of a cycle.
+_untrack: Final = ctypes.pythonapi.PyObject_GC_UnTrack
+_untrack.argtypes, _untrack.restype = [ctypes.py_object], None
+
 
 class Table:
     """What it gives out are records: entries that are followed by more."""
@@ -33,7 +41,7 @@ class Table:
     __slots__ = ("_items", "_shards", "_taken", "bytes_used")
 
     def __init__(self) -> None:
-        self._shards: list[Slots] = [[None] * _SLOTS_MIN for _ in range(_SHARDS)]
+        self._shards = [_slots(_SLOTS_MIN) for _ in range(_SHARDS)]
         self._taken = [0] * _SHARDS
         self._items = 0
         self.bytes_used = 0  #: of the records
@@ -78,9 +86,7 @@ class Table:
         slots[place] = record = entry + end
         self.bytes_used += len(record)
         self._items += 1
-        self._taken[shard] = taken = self._taken[shard] + 1
-        if 3 * taken > 2 * len(slots):
-            self._grow(shard)
+        self._take(shard)
         return None
 
     def pop(self, item_id: str) -> bytes | None:
@@ -112,17 +118,21 @@ class Table:
             self.bytes_used -= len(old)
             return
         self._items += 1
-        self._taken[shard] += 1
-        if 3 * self._taken[shard] > 2 * len(slots):
+        self._take(shard)
+
+    def _take(self, shard: int) -> None:
+        """One more place of the shard is taken."""
+        self._taken[shard] = taken = self._taken[shard] + 1
+        if 4 * _SHARDS * taken > (2 * _SHARDS + shard) * len(self._shards[shard]):
             self._grow(shard)
 
     def _grow(self, shard: int) -> None:
-        """Twice the places, if it is not the removed ones that fill it."""
+        """Makes room: twice the places, unless removed ones filled it."""
         records = [record for record in self._shards[shard] if record]
         size = _SLOTS_MIN
-        while 3 * len(records) > size:
+        while 2 * len(records) > size:
             size *= 2
-        slots: Slots = [None] * size
+        slots = _slots(size)
         for record in records:
             place = (hash(_id(record)) >> _SHARD_BITS) & (size - 1)
             while slots[place] is not None:
@@ -139,10 +149,16 @@ class Table:
     def clear(self) -> list[Slots]:
         """Forgets everything; returns it, for to free all at once takes long."""
         old = self._shards
-        self._shards = [[None] * _SLOTS_MIN for _ in range(_SHARDS)]
+        self._shards = [_slots(_SLOTS_MIN) for _ in range(_SHARDS)]
         self._taken = [0] * _SHARDS
         self._items = self.bytes_used = 0
         return old
+
+
+def _slots(size: int) -> Slots:
+    slots: Slots = [None] * size
+    _untrack(slots)
+    return slots
 
 
 def bare(record: bytes) -> bytes:
