@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -33,6 +34,19 @@ def check(table: Table, expected: dict[str, bytes]) -> None:
 @given(STEPS)
 def test_a_table_is_a_dict(steps: list[tuple[str, str, bytes]]) -> None:
     """Whatever is put in and taken out, a table holds and returns what a dict would."""
+    play(steps)
+
+
+@settings(max_examples=300)
+@given(STEPS)
+def test_items_that_meet_are_told_apart(steps: list[tuple[str, str, bytes]]) -> None:
+    """The same where all lie in one shard, and many are passed on the way to one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_module, "_MASK", 0)
+        play(steps)
+
+
+def play(steps: list[tuple[str, str, bytes]]) -> None:
     table, expected = Table(), dict[str, bytes]()
     for step, item_id, entry in steps:
         old = expected.get(item_id)
