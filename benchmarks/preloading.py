@@ -27,6 +27,7 @@ from itemstore.core.cache import Cache, Row
 from itemstore.core.queue import WriteQueue
 from itemstore.loader import Loader
 from itemstore.log import library_logger
+from itemstore.packer import Packer
 from itemstore.storage import statements
 from itemstore.storage.postgres import Postgres
 from itemstore.storage.session import Session
@@ -88,8 +89,8 @@ def _measure(name: str, way: Way, dataset: Dataset, result: Result) -> None:
 
 async def _installed(dsn: str) -> int:
     """As the store does it, into a cache."""
-    cache, queue, storage = Cache(), WriteQueue(), Postgres(dsn)
-    await Loader(cache, queue, storage, library_logger()).preload(0)
+    cache, queue, storage, log = Cache(packs=True), WriteQueue(), Postgres(dsn), library_logger()
+    await Loader(cache, queue, storage, log, Packer(cache, queue, log)).preload(0)
     await storage.close()
     return len(cache)
 

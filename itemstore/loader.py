@@ -28,13 +28,14 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.cache import Cache, Load, Row
 from itemstore.core.queue import WriteQueue, newer
 from itemstore.errors import DatabaseUnavailable, Overloaded
+from itemstore.packer import Packer
 from itemstore.storage import Storage, StorageError
 from itemstore.tasks import end
 
 LOAD_IDS_MAX: Final = 1_000  # ids in one query
 LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
 WANTED_MAX: Final = 20_000  # ids waiting; beyond that a miss is refused
-INSTALL_ITEMS: Final = 500  # then requests get their turn
+INSTALL_ITEMS: Final = 250  # then requests get their turn
 RETRY_MAX_S: Final = 2.0
 PROGRESS_INTERVAL_S: Final = 2.0
 
@@ -48,6 +49,7 @@ class Loader:
         queue: WriteQueue,
         storage: Storage,
         log: FilteringBoundLogger,
+        packer: Packer,
         *,
         epoch: Callable[[], int] = lambda: 1,
         monotonic: Callable[[], float] = time.monotonic,
@@ -60,6 +62,7 @@ class Loader:
         self._epoch = epoch
         self._storage = storage
         self._log = log
+        self._packer = packer
         self._monotonic = monotonic
         self._sleep = sleep
         self._chance = chance or random.Random()  # noqa: S311 - jitter, not a secret
@@ -159,8 +162,8 @@ class Loader:
     async def preload(self, estimate: int) -> None:
         """Fills the cache page by page, and then calls it hydrated.
 
-        The next page is read while this page's rows are installed. A page that cannot be read is
-        asked for again until it can.
+        The next page is read while this page's rows are packed and installed. A page that cannot be
+        read is asked for again until it can.
         """
         self.estimate, self.preloaded = estimate, 0
         self._cache.fills = True
@@ -172,7 +175,7 @@ class Loader:
                 rows, position = await page
                 if position is not None:
                     page = asyncio.create_task(self._page(position))
-                await self._install(load, rows)
+                await self._install(load, await self._packer.packed(rows))
                 if position is None:
                     break
                 if self._monotonic() - told > PROGRESS_INTERVAL_S:

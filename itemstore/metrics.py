@@ -68,6 +68,18 @@ METRICS = (
         lambda s: s.cache.bytes_used,
     ),
     Metric(
+        "itemstore_cache_packed_items",
+        "gauge",
+        "Items in the cache that are compressed.",
+        lambda s: s.cache.packed,
+    ),
+    Metric(
+        "itemstore_cache_dictionaries_total",
+        "counter",
+        "Dictionaries trained to compress them.",
+        lambda s: s.packer.trainer.trained,
+    ),
+    Metric(
         "itemstore_preload_items",
         "gauge",
         "Items the preload has brought so far.",

@@ -45,7 +45,7 @@ class Reader:
 
     def known(self, item_id: str) -> bytes | _Unknown | None:
         """The packed entry, None if there is surely no such item, or UNKNOWN."""
-        entry = self._cache.entries.get(item_id)
+        entry = self._cache.get(item_id)
         if entry is not None:
             return entry
         if self._cache.is_absent(item_id) or item_id in self._queue:
@@ -54,7 +54,7 @@ class Reader:
 
     def is_used(self, item_id: str) -> bool:
         """Whether an item of this id was written here; PostgreSQL may not know it yet."""
-        return item_id in self._cache.entries or item_id in self._queue
+        return item_id in self._cache or item_id in self._queue
 
     async def find(self, item_id: str) -> bytes | None:
         """The packed entry, or None. Raises DatabaseUnavailable, Overloaded."""

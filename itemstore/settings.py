@@ -103,6 +103,11 @@ class Settings(BaseSettings):
         "a size, such as 512MiB",
         gt=0,
     )
+    cache_compression: Annotated[Literal["zstd", "off"], BeforeValidator(_lower)] = _setting(
+        "zstd",
+        "Whether the cache keeps data compressed, with a dictionary trained on it.",
+        "zstd or off",
+    )
     queue_max_items: int = _setting(
         _DEFAULTS.queue_items_max,
         "Items that may wait to be written; above three quarters writes wait, above all they "
@@ -191,6 +196,7 @@ class Settings(BaseSettings):
             lease_s=self.lease_time,
             skip_items_preload=self.skip_items_preload,
             cache_bytes_max=self.cache_max_bytes,
+            cache_compression=self.cache_compression == "zstd",
             queue_items_max=self.queue_max_items,
             queue_bytes_max=self.queue_max_bytes,
             batch_items_max=self.batch_max_items,

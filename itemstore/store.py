@@ -44,6 +44,7 @@ from itemstore.lease import WriterLease
 from itemstore.loader import Loader
 from itemstore.log import library_logger
 from itemstore.options import Durability, Options
+from itemstore.packer import Packer
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
 from itemstore.reader import UNKNOWN, Reader
@@ -96,7 +97,7 @@ class ItemStore:
     ) -> None:
         self.options = options or Options()
         self.log = log or library_logger()
-        self.cache = Cache()
+        self.cache = Cache(packs=self.options.cache_compression)
         self.queue = WriteQueue()
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)
@@ -112,11 +113,13 @@ class ItemStore:
             monotonic=monotonic,
             chance=chance,
         )
+        self.packer = Packer(self.cache, self.queue, self.log)
         self.loader = Loader(
             self.cache,
             self.queue,
             storage,
             self.log,
+            self.packer,
             epoch=lambda: self.lease.held_epoch,
             monotonic=monotonic,
             chance=chance,
@@ -173,6 +176,7 @@ class ItemStore:
         self._storage = storage
         self._persisting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
+        self._packing: asyncio.Task[None] | None = None
         self._closed_by: type[Starting | Stopping] | None = Starting
         self._failed = asyncio.Event()
 
@@ -230,6 +234,7 @@ class ItemStore:
         await until_answered(self.lease.begin, self.log)
         self.lease.start()
         self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
+        self._packing = asyncio.create_task(self.packer.run(), name="packer")
         self._closed_by = None
 
     async def close(
@@ -259,7 +264,7 @@ class ItemStore:
             rest_s = 0.0 if hurry.is_set() else deadline - self.monotonic()
             await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
-        await end([self._watching])
+        await end([self._watching, self._packing])
         self._deadlines.close()
         await self._storage.close()
         if left and is_kept:
@@ -288,7 +293,7 @@ class ItemStore:
 
         Raises InvalidId, or DatabaseUnavailable if it is not cached and cannot be loaded.
         """
-        entry = self.cache.entries.get(item_id)
+        entry = self.cache.get(item_id)
         if entry is None or self.monotonic() >= self.lease.reads_until:
             self._check_open()
             entry = await self.reader.find(check_id(item_id))

@@ -17,6 +17,7 @@ from itemstore.allocator import Allocator
 from itemstore.core.cache import Cache
 from itemstore.core.item import VersionClock
 from itemstore.core.queue import WriteQueue
+from itemstore.core.table import Slots
 from itemstore.loader import Loader
 from itemstore.options import Options, Preload
 from itemstore.storage import Found, Grant, Lease, Storage
@@ -55,6 +56,7 @@ class Succession:
         self._fills = False
         self._estimate = 0
         self._preloading: asyncio.Task[None] | None = None
+        self._freeing: asyncio.Task[None] | None = None
 
     def begin(self, found: Found) -> None:
         """Decides whether the cache is to hold everything."""
@@ -63,7 +65,7 @@ class Succession:
         self._queue.restore_parked(each.change for each in found.parked)
 
     async def close(self) -> None:
-        await end([self._preloading])
+        await end([self._preloading, self._freeing])
 
     # --- what the lease asks
 
@@ -98,7 +100,7 @@ class Succession:
     def lose(self) -> None:
         if self._preloading is not None:
             self._preloading.cancel()
-        self._cache.clear()
+        self._freeing = asyncio.create_task(_free(self._cache.clear()), name="free")
         self._watcher.since = None
 
     def hand_over(self) -> None:
@@ -140,3 +142,10 @@ class Succession:
             budget_bytes=budget,
         )
         return needed <= budget
+
+
+async def _free(shards: list[Slots]) -> None:
+    """Lets go of what was cached, a part at a time."""
+    while shards:
+        if any(shards.pop()):
+            await asyncio.sleep(0)

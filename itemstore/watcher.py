@@ -107,8 +107,8 @@ class Watcher:
             seq = changes[-1].seq
             ids = sorted({change.id for change in changes if change.id})
             states = await self._storage.states(ids) if ids else []
-            self._truncate(changes)
             self._apply(states, {change.id: change.version for change in changes})
+            await self._truncate(changes)
 
     async def take_over(self) -> int:
         """Takes over what is noted by now; returns how many changes that were."""
@@ -125,18 +125,19 @@ class Watcher:
         if epoch != self._epoch():
             return 0  # they are another's to take over
         done = [change for change in changes if change.id not in load.touched]
-        self._truncate(done)
         noted = {change.id: change.version for change in changes}
         self._apply([state for state in states if state.id not in load.touched], noted)
+        await self._truncate(done)
         await self._storage.forget_foreign_changes([change.seq for change in done], epoch)
         self._tell(done)
         return len(changes)
 
-    def _truncate(self, changes: Sequence[ForeignChange]) -> None:
+    async def _truncate(self, changes: Sequence[ForeignChange]) -> None:
         for change in changes:
             self._on_version(change.version)
             if not change.id:
-                self._cache.truncate(change.version, self._queue.pending_ids())
+                for _ in self._cache.truncate(change.version, self._queue):
+                    await asyncio.sleep(0)
 
     def _apply(self, states: Sequence[State], noted: Mapping[str, int]) -> None:
         for state in states:

@@ -29,6 +29,7 @@ LAYERS = (
         "succession",
     ),  # its parts that wait; first those that rest on the lease
     ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
+    ("packer",),
     ("deployment",),
     ("database", "settings"),
     ("deadlines", "log", "memory", "options", "process", "tasks"),

@@ -1,4 +1,6 @@
-"""The cache: id → packed entry. What it answers is always the newest accepted state.
+"""The cache: id → entry, plain or packed. What it answers is always the newest accepted state.
+
+What walks through all of it does so in parts, for a million entries take a tenth of a second.
 
 Invariants, by the numbers of docs/architecture.md:
 
@@ -11,15 +13,19 @@ Invariants, by the numbers of docs/architecture.md:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterable
+from collections.abc import Callable, Collection, Container, Iterable, Iterator
+from itertools import islice
 from typing import Final
 
 from itemstore.core.item import version_of
+from itemstore.core.packing import dictionary_of
+from itemstore.core.table import Slots, Table, bare
 
 ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
 ENTRY_OVERHEAD_BYTES: Final = (
-    160  # dict slot, key object and bytes object, measured on CPython 3.11
+    60  # a place in the table and the bytes object, measured on CPython 3.11
 )
+WALK_ITEMS: Final = 500  # looked at in one part of a walk
 
 Row = tuple[str, bytes]
 
@@ -38,28 +44,40 @@ class Load:
 
 
 class Cache:
-    """Not aware of who asks or why; bounded by nothing yet, but counts its bytes."""
+    """Not aware of who asks or why; bounded by nothing yet, but counts its bytes.
 
-    def __init__(self) -> None:
-        self.entries: dict[str, bytes] = {}
+    ``packs``: somebody packs what is put into it, and asks for it (``unpacked``).
+    """
+
+    def __init__(self, *, packs: bool = False) -> None:
+        self._table = Table()
+        #: The entry as it is kept; ``core.item`` reads it, up to when something is awaited.
+        self.get: Callable[[str], bytes | None] = self._table.get
         #: Whether it holds every item, so that a miss needs no query.
         self.hydrated = False
         #: Whether it is to hold every item: a preload is under way, or has been.
         self.fills = False
-        self._entry_bytes = 0
         self._absent: dict[str, None] = {}
         self._loads: set[Load] = set()
+        self.packs = packs
+        self._unpacked: dict[str, None] = {}
+        self.packed = 0  #: entries
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self._table)
+
+    def __contains__(self, item_id: str) -> bool:
+        return self._table.get(item_id) is not None
 
     @property
     def bytes_used(self) -> int:
         """Bytes of memory the entries take, estimated."""
-        return self._entry_bytes + len(self.entries) * ENTRY_OVERHEAD_BYTES
+        return self._table.bytes_used + len(self._table) * ENTRY_OVERHEAD_BYTES
 
-    def get(self, item_id: str) -> bytes | None:
-        return self.entries.get(item_id)
+    def items(self) -> Iterator[Row]:
+        """All of them, in no order."""
+        for shard in self._table.shards():
+            yield from ((item_id, bare(record)) for item_id, record in shard)
 
     def is_absent(self, item_id: str) -> bool:
         """Whether it is certain, without a query, that PostgreSQL has no such item.
@@ -69,33 +87,41 @@ class Cache:
         return self.hydrated or item_id in self._absent
 
     def put(self, item_id: str, entry: bytes) -> None:
-        old = self.entries.get(item_id)
-        self.entries[item_id] = entry
-        self._entry_bytes += len(entry) - (len(old) if old is not None else -len(item_id))
+        """Keeps a plain entry."""
+        old = self._table.put(item_id, entry)
+        if old is not None and dictionary_of(old):
+            self.packed -= 1
+        if self.packs:
+            self._unpacked[item_id] = None
         self._absent.pop(item_id, None)
         self.touch((item_id,))
 
     def refresh(self, item_id: str, entry: bytes) -> None:
         """PostgreSQL has a newer state: kept if the item is cached, or all items are to be."""
-        if self.fills or item_id in self.entries:
+        if self.fills or item_id in self:
             self.put(item_id, entry)
         else:
             self._absent.pop(item_id, None)
             self.touch((item_id,))
 
-    def clear(self) -> None:
-        """Forgets everything; loads under way bring nothing any more."""
-        self.entries = {}
-        self._entry_bytes = 0
+    def clear(self) -> list[Slots]:
+        """Forgets everything; loads under way bring nothing any more.
+
+        Returns what it held: to free all at once would take a tenth of a second a million.
+        """
+        old = self._table.clear()
         self._absent.clear()
+        self._unpacked = {}
+        self.packed = 0
         self.hydrated = self.fills = False
         for load in self._loads:
             load.floor = _NEVER
+        return old
 
     def remove(self, item_id: str) -> None:
-        old = self.entries.pop(item_id, None)
-        if old is not None:
-            self._entry_bytes -= len(old) + len(item_id)
+        old = self._table.pop(item_id)
+        if old is not None and dictionary_of(old):
+            self.packed -= 1
         self.touch((item_id,))
 
     def touch(self, item_ids: Iterable[str]) -> None:
@@ -105,17 +131,26 @@ class Cache:
             for load in self._loads:
                 load.touched.update(item_ids)
 
-    def truncate(self, version: int, keep: Container[str]) -> None:
-        """Every item older than the version is gone, but for those to ``keep``."""
-        old = [
-            item_id
-            for item_id, entry in self.entries.items()
-            if version_of(entry) < version and item_id not in keep
-        ]
-        for item_id in old:
-            self.remove(item_id)
+    def truncate(self, version: int, keep: Container[str]) -> Iterator[None]:
+        """Every item older than the version is gone, but for those to ``keep``.
+
+        A walk: it is done when the iterator ends, and others may have their turn at each step.
+        Loads are told at once.
+        """
         for load in self._loads:
             load.floor = max(load.floor, version)
+        return self._walk_truncated(version, keep)
+
+    def _walk_truncated(self, version: int, keep: Container[str]) -> Iterator[None]:
+        seen = 0
+        for shard in self._table.shards():
+            for item_id, _ in shard:
+                record = self.get(item_id)
+                if record and version_of(record) < version and item_id not in keep:
+                    self.remove(item_id)
+                seen += 1
+                if seen % WALK_ITEMS == 0:
+                    yield
 
     def begin_load(self) -> Load:
         """To be called before the query is sent."""
@@ -127,29 +162,70 @@ class Cache:
         self._loads.discard(load)
 
     def install(self, load: Load, rows: Iterable[Row], pending: Container[str]) -> int:
-        """Keeps the rows a load brought; returns how many were new.
+        """Keeps the rows a load brought, plain or packed; returns how many were new.
 
         Left alone are ids that are cached in the same or a newer version, that were touched since
         the load began, and those ``pending``: with a change still on its way to PostgreSQL, which
         may be a delete accepted before the load began.
         """
-        entries, touched = self.entries, load.touched
-        before, size = len(entries), 0
+        table, touched, before = self._table, load.touched, len(self)
         if load.floor:
             rows = [row for row in rows if version_of(row[1]) >= load.floor]
         for item_id, entry in rows:
             if item_id in touched or item_id in pending:
                 continue
-            old = entries.get(item_id)
-            if old is None:
-                size += len(entry) + len(item_id)
-            elif version_of(old) < version_of(entry):  # another instance was here
-                size += len(entry) - len(old)
-            else:
+            old = table.setdefault(item_id, entry)
+            if old is not None:
+                if version_of(old) >= version_of(entry):
+                    continue
+                table.put(item_id, entry)  # another instance was here
+                if dictionary_of(old):
+                    self.packed -= 1
+            if dictionary_of(entry):
+                self.packed += 1
+            elif self.packs:
+                self._unpacked[item_id] = None
+        return len(self) - before
+
+    def unpacked(self, limit: int, pending: Container[str]) -> list[Row]:
+        """Some of what was kept plain since it was last asked; at most so many are looked at.
+
+        Those ``pending`` come later: the write queue has them too, so that packing saves nothing.
+        """
+        some = list(islice(self._unpacked, limit))
+        for item_id in some:
+            del self._unpacked[item_id]
+        rows = []
+        for item_id in some:
+            record = self.get(item_id)
+            if record is None:
                 continue
-            entries[item_id] = entry
-        self._entry_bytes += size
-        return len(entries) - before
+            if item_id in pending:
+                self._unpacked[item_id] = None
+            else:
+                rows.append((item_id, bare(record)))
+        return rows
+
+    def leave(self, rows: Iterable[Row]) -> None:
+        """``unpacked`` is to tell of these again."""
+        for item_id, _ in rows:
+            if item_id in self:
+                self._unpacked[item_id] = None
+
+    @property
+    def unpacked_items(self) -> int:
+        """How many ``unpacked`` has yet to tell of."""
+        return len(self._unpacked)
+
+    def pack(self, rows: Iterable[Row], packed: Iterable[bytes]) -> None:
+        """Keeps the packed form of these entries, where they are kept still."""
+        for (item_id, entry), form in zip(rows, packed, strict=True):
+            kept = self.get(item_id)
+            if kept is None or version_of(kept) != version_of(entry) or form is entry:
+                continue
+            if dictionary_of(kept) is None:
+                self._table.put(item_id, form)
+                self.packed += 1
 
     def note_absent(self, load: Load, item_ids: Collection[str]) -> None:
         """PostgreSQL does not have these; forgets the oldest such notes beyond the bound.
@@ -158,7 +234,7 @@ class Cache:
         back what a reader was told is gone.
         """
         for item_id in item_ids:
-            if item_id not in load.touched and item_id not in self.entries:
+            if item_id not in load.touched and item_id not in self:
                 self._absent[item_id] = None
         self.touch(item_ids)
         while len(self._absent) > ABSENT_MAX:

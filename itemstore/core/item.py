@@ -1,9 +1,11 @@
-"""The item, and the packed form in which the cache keeps it.
+"""The item, and the entry in which the cache keeps it.
 
-A packed entry is ``version (8 bytes) + created_at (8 bytes) + data (JSON text)``, both integers
+An entry is ``version (8 bytes) + created_at (8 bytes) + data (JSON text)``, both integers
 signed and big-endian. ``created_at`` counts microseconds from 2000-01-01 UTC, PostgreSQL's own
 epoch, so that the server can pack a row as it lies there (``timestamptz_send``) and a preload is
-a copy. An item's ``updated_at`` is its version as a time; a new item's ``created_at`` too.
+a copy. The cache may keep its data compressed (core/packing.py); all here but ``pack`` takes both
+forms, and only ``data_of`` looks behind the header. An item's ``updated_at`` is its version as a
+time; a new item's ``created_at`` too.
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from typing import Any, Final
 
 import orjson
 
+from itemstore.core import packing
+from itemstore.core.packing import dictionary_of
+from itemstore.core.table import END
 from itemstore.errors import InvalidId
 
 ID_MAX_BYTES: Final = 512  # far below the 2,704 bytes a btree entry of PostgreSQL may have
@@ -24,7 +29,7 @@ ID_MAX_BYTES: Final = 512  # far below the 2,704 bytes a btree entry of PostgreS
 PG_EPOCH_US: Final = 946_684_800_000_000
 
 _HEADER: Final = struct.Struct(">qq")
-HEADER_BYTES: Final = _HEADER.size
+HEADER_BYTES: Final = packing.HEADER_BYTES
 _UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -34,7 +39,7 @@ def pack(version: int, created_us: int, data: bytes) -> bytes:
 
 
 def version_of(entry: bytes) -> int:
-    """A packed entry's version: microseconds since 1970."""
+    """An entry's version: microseconds since 1970."""
     return int.from_bytes(entry[:8], "big", signed=True)
 
 
@@ -44,8 +49,17 @@ def created_us_of(entry: bytes) -> int:
 
 
 def data_of(entry: bytes) -> bytes:
-    """A packed entry's JSON text."""
-    return entry[HEADER_BYTES:]
+    """An entry's JSON text."""
+    dictionary = dictionary_of(entry)
+    if dictionary is not None:
+        return dictionary.text(entry)
+    end = entry.find(END, HEADER_BYTES)
+    return entry[HEADER_BYTES:] if end < 0 else entry[HEADER_BYTES:end]
+
+
+def plain(entry: bytes) -> bytes:
+    """The entry as PostgreSQL would give it: the header and the JSON text."""
+    return entry[:HEADER_BYTES] + data_of(entry)
 
 
 def next_version(previous: int, now_us: int) -> int:
@@ -155,7 +169,7 @@ class Item:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Item):
             return NotImplemented
-        return self.id == other.id and self.entry == other.entry
+        return (self.id, plain(self.entry)) == (other.id, plain(other.entry))
 
     def __hash__(self) -> int:
         return hash((self.id, self.version))
@@ -175,7 +189,7 @@ def envelope(item_id: str, entry: bytes) -> bytes:
         version,
         created_at,
         updated_at,
-        entry[HEADER_BYTES:],
+        data_of(entry),
     )
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from itemstore.core.cache import ABSENT_MAX, ENTRY_OVERHEAD_BYTES, Cache, Row
-from itemstore.core.item import pack
+from itemstore.core.item import data_of, pack
 
 NOTHING: frozenset[str] = frozenset()
-ROWS: list[Row] = [("a", b"old a"), ("b", b"old b")]
+ROWS: list[Row] = [("a", pack(1, 1, b"old a")), ("b", pack(1, 1, b"old b"))]
 
 
 @pytest.fixture
@@ -18,29 +18,36 @@ def cache() -> Cache:
 
 def recount(cache: Cache) -> int:
     return sum(
-        ENTRY_OVERHEAD_BYTES + len(item_id) + len(entry) for item_id, entry in cache.entries.items()
+        ENTRY_OVERHEAD_BYTES + len(item_id) + 1 + len(entry) for item_id, entry in cache.items()
     )
+
+
+def text(cache: Cache, item_id: str) -> bytes | None:
+    entry = cache.get(item_id)
+    return None if entry is None else data_of(entry)
 
 
 def test_the_cache_keeps_what_it_is_given(cache: Cache) -> None:
     """What was put is there until it is replaced or removed."""
-    cache.put("a", b"1")
-    cache.put("a", b"2")
-    assert (cache.get("a"), cache.get("b"), len(cache)) == (b"2", None, 1)
+    cache.put("a", pack(1, 1, b"1"))
+    cache.put("a", pack(1, 1, b"2"))
+    assert (text(cache, "a"), text(cache, "b"), len(cache)) == (b"2", None, 1)
     cache.remove("a")
     cache.remove("b")
-    assert (cache.get("a"), len(cache)) == (None, 0)
+    assert (text(cache, "a"), len(cache)) == (None, 0)
 
 
 def test_the_cache_counts_its_bytes(cache: Cache) -> None:
     """The estimate is the sum over the entries, after puts, replacements, removals and loads."""
     assert cache.bytes_used == 0
-    cache.put("a", b"x" * 10)
-    assert cache.bytes_used == recount(cache) == ENTRY_OVERHEAD_BYTES + 11  # 10
-    cache.put("a", b"x" * 3)
-    cache.put("bb", b"")
+    cache.put("a", pack(1, 1, b"x" * 10))
+    assert cache.bytes_used == recount(cache) == ENTRY_OVERHEAD_BYTES + 28  # 10
+    cache.put("a", pack(1, 1, b"x" * 3))
+    cache.put("bb", pack(1, 1, b""))
     assert cache.bytes_used == recount(cache)
-    cache.install(cache.begin_load(), [("a", b"ignored"), ("c", b"xyz")], NOTHING)
+    cache.install(
+        cache.begin_load(), [("a", pack(1, 1, b"ignored")), ("c", pack(1, 1, b"xyz"))], NOTHING
+    )
     assert cache.bytes_used == recount(cache)
     for item_id in ("a", "bb", "c", "d"):
         cache.remove(item_id)
@@ -54,7 +61,7 @@ def test_a_load_fills_empty_places(cache: Cache) -> None:
     """Rows of items that are neither cached nor changed are kept; their number is told."""
     load = cache.begin_load()
     assert cache.install(load, ROWS, NOTHING) == 2
-    assert cache.entries == dict(ROWS)
+    assert dict(cache.items()) == dict(ROWS)
     assert cache.install(load, ROWS, NOTHING) == 0
 
 
@@ -66,10 +73,10 @@ def test_a_load_does_not_overwrite(cache: Cache) -> None:
     cache.put("b", new_b)
     rows = [("a", pack(9, 1, b'{"other":1}')), ("b", pack(9, 1, b"{}"))]
     assert cache.install(load, rows, NOTHING) == 0  # 6
-    assert cache.entries == {"a": new_a, "b": new_b}
+    assert dict(cache.items()) == {"a": new_a, "b": new_b}
     newer = pack(10, 1, b'{"longer":"than before"}')
     assert cache.install(cache.begin_load(), [("a", newer)], NOTHING) == 0
-    assert cache.entries == {"a": newer, "b": new_b}
+    assert dict(cache.items()) == {"a": newer, "b": new_b}
     assert cache.bytes_used == recount(cache)
 
 
@@ -77,7 +84,7 @@ def test_a_load_does_not_bring_back_what_was_removed_meanwhile(cache: Cache) -> 
     """An item that was deleted during the load stays deleted, however short it was cached."""
     load = cache.begin_load()
     cache.remove("a")
-    cache.put("b", b"new b")
+    cache.put("b", pack(1, 1, b"new b"))
     cache.remove("b")
     assert cache.install(load, ROWS, NOTHING) == 0  # 6
 
@@ -87,7 +94,7 @@ def test_a_load_does_not_bring_back_what_is_being_deleted(cache: Cache) -> None:
     cache.remove("a")
     load = cache.begin_load()
     assert cache.install(load, ROWS, {"a"}) == 1  # 6
-    assert cache.entries == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": pack(1, 1, b"old b")}
 
 
 def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -> None:
@@ -96,7 +103,7 @@ def test_a_load_does_not_bring_back_what_was_committed_meanwhile(cache: Cache) -
     load = cache.begin_load()
     cache.touch(["a"])  # the commit was answered; nothing of the delete is pending any more
     assert cache.install(load, ROWS, NOTHING) == 1  # 6
-    assert cache.entries == {"b": b"old b"}
+    assert dict(cache.items()) == {"b": pack(1, 1, b"old b")}
 
 
 def test_each_load_is_marked(cache: Cache) -> None:
@@ -121,18 +128,18 @@ def test_a_truncate_removes_what_is_older(cache: Cache) -> None:
     """Items older than the TRUNCATE are gone, but for those with a change still to be written."""
     for row in (versioned("old", 1), versioned("dirty", 2), versioned("new", 5)):
         cache.put(*row)
-    cache.truncate(5, {"dirty"})
-    assert sorted(cache.entries) == ["dirty", "new"]
+    list(cache.truncate(5, {"dirty"}))
+    assert sorted(dict(cache.items())) == ["dirty", "new"]
     assert cache.bytes_used == recount(cache)
 
 
 def test_a_load_does_not_bring_back_what_was_truncated(cache: Cache) -> None:
     """A load under way installs only what is newer than the TRUNCATE; a later one installs all."""
     load = cache.begin_load()
-    cache.truncate(5, ())
+    list(cache.truncate(5, ()))
     rows = [versioned("a", 4), versioned("b", 5), versioned("c", 6)]
     assert cache.install(load, rows, NOTHING) == 2  # 6
-    assert sorted(cache.entries) == ["b", "c"]
+    assert sorted(dict(cache.items())) == ["b", "c"]
     assert cache.install(cache.begin_load(), rows, NOTHING) == 1
 
 
@@ -149,7 +156,7 @@ def test_what_postgresql_did_not_have_is_absent(cache: Cache) -> None:
     load = cache.begin_load()
     cache.note_absent(load, ["a", "b"])
     assert cache.is_absent("a")
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.remove("a")
     assert not cache.is_absent("a")  # 7: it may be in PostgreSQL by now
     assert cache.is_absent("b")
@@ -158,7 +165,7 @@ def test_what_postgresql_did_not_have_is_absent(cache: Cache) -> None:
 def test_what_changed_during_the_load_is_not_noted(cache: Cache) -> None:
     """An id that was written, deleted or committed while the load was under way is unknown."""
     load = cache.begin_load()
-    cache.put("written", b"1")
+    cache.put("written", pack(1, 1, b"1"))
     cache.remove("deleted")
     cache.touch(["committed"])
     cache.note_absent(load, ["written", "deleted", "committed", "other"])
@@ -168,7 +175,7 @@ def test_what_changed_during_the_load_is_not_noted(cache: Cache) -> None:
 
 def test_what_is_cached_is_not_noted_absent(cache: Cache) -> None:
     """An entry is proof enough that its item exists."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["a"])
     assert not cache.is_absent("a")  # 7
 
@@ -200,7 +207,7 @@ def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
     cache.note_absent(miss, ["a"])
     assert cache.is_absent("a")
     assert cache.install(page, ROWS, NOTHING) == 1  # 6
-    assert set(cache.entries) == {"b"}
+    assert set(dict(cache.items())) == {"b"}
 
 
 # --- a standby's cache, and a former holder's
@@ -208,10 +215,10 @@ def test_a_load_does_not_bring_back_what_was_found_absent(cache: Cache) -> None:
 
 def test_a_newer_state_replaces_what_is_cached(cache: Cache) -> None:
     """An item that is cached is kept fresh, and the books stay right."""
-    cache.put("a", b"old")
+    cache.put("a", pack(1, 1, b"old"))
     load = cache.begin_load()
-    cache.refresh("a", b"newer one")
-    assert b"newer one" == cache.get("a")
+    cache.refresh("a", pack(1, 1, b"newer one"))
+    assert b"newer one" == text(cache, "a")
     assert recount(cache) == cache.bytes_used
     assert {"a"} == load.touched  # 6
 
@@ -220,30 +227,30 @@ def test_what_is_not_cached_is_not_kept_fresh(cache: Cache) -> None:
     """On demand, an item nobody asked for stays out, but is absent no more, and loads are told."""
     cache.note_absent(cache.begin_load(), ["a", "b"])
     load = cache.begin_load()
-    cache.refresh("a", b"1")
-    assert {} == cache.entries
+    cache.refresh("a", pack(1, 1, b"1"))
+    assert {} == dict(cache.items())
     assert [False, True] == [cache.is_absent("a"), cache.is_absent("b")]  # 7
     assert 1 == cache.install(load, ROWS, NOTHING)  # 6
-    assert {"b": b"old b"} == cache.entries
+    assert {"b": pack(1, 1, b"old b")} == dict(cache.items())
 
 
 def test_a_cache_that_is_to_hold_everything_takes_what_is_new(cache: Cache) -> None:
     """While a preload is under way, and after it, a new item joins the cache."""
     cache.fills = True
-    cache.refresh("a", b"1")
-    assert {"a": b"1"} == cache.entries
+    cache.refresh("a", pack(1, 1, b"1"))
+    assert {"a": pack(1, 1, b"1")} == dict(cache.items())
     assert recount(cache) == cache.bytes_used
 
 
 def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
     """After clear() nothing is cached, absent, complete or to be filled; no bytes are used."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["b"])
     cache.fills = True
     cache.set_hydrated()
     cache.clear()
     assert ({}, 0, False, False) == (
-        cache.entries,
+        dict(cache.items()),
         cache.bytes_used,
         cache.hydrated,
         cache.fills,
@@ -269,8 +276,8 @@ def test_a_load_from_before_brings_nothing_into_a_cleared_cache(cache: Cache) ->
 
 def test_who_hands_over_forgets_what_is_absent(cache: Cache) -> None:
     """Absent ids are forgotten, entries are not; a miss is a query again."""
-    cache.put("a", b"1")
+    cache.put("a", pack(1, 1, b"1"))
     cache.note_absent(cache.begin_load(), ["b"])
     cache.forget_absent()
     assert not cache.is_absent("b")  # 7
-    assert {"a": b"1"} == cache.entries
+    assert {"a": pack(1, 1, b"1")} == dict(cache.items())

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from itemstore.core.cache import Row
-from itemstore.core.item import Item
+from itemstore.core.item import Item, plain
 from itemstore.core.operation import Get, Operation
 from itemstore.core.queue import Change
 from itemstore.errors import (
@@ -223,7 +223,7 @@ def _is_on(
 
 
 def _entry(item: Item | None) -> bytes | None:
-    return None if item is None else item.entry
+    return None if item is None else plain(item.entry)
 
 
 def _makes(operation: Operation, old: Moment, change: Change) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from itemstore.core.condition import Condition
-from itemstore.core.item import Item
+from itemstore.core.item import Item, plain
 from itemstore.core.operation import Create, Delete, Patch, Put, Write
 from itemstore.errors import (
     ItemExists,
@@ -26,6 +26,7 @@ from itemstore.store import ItemStore
 from tests.simulation.disk import Disk
 from tests.simulation.history import SILENT, STUCK_S, some_disk
 from tests.simulation.ledger import HAND, Ledger
+from tests.simulation.packing import let_pack
 from tests.simulation.storage import FlakyStorage, Weather
 from tests.simulation.world import World, owned_by
 
@@ -231,6 +232,7 @@ class Deploy:
             monotonic=world.time,
             chance=random.Random(chance.random()),
         )
+        let_pack(store, chance)
         store.lease.name = store.lease._process = name
         self._ledger.listen(name, store)
         instance = Instance(name, store, storage, weather)
@@ -280,7 +282,7 @@ class Deploy:
         for item_id in sorted({*self._ledger.ids(), *self._disk.items}):
             for each in self._alive:
                 item = await each.store.get(item_id)
-                found = item and item.entry
+                found = item and plain(item.entry)
                 is_right = found == self._disk.items.get(item_id)
                 world.check(is_right, f"{each.name} agrees on {item_id}: {found!r}")
         self._check_counters()
@@ -348,7 +350,7 @@ class Client:
         item = await self._ask(instance, self._read(instance, item_id))
         is_standby = was_standby and self._is_standby(instance)
         if is_standby or not (was_in_doubt or instance.storage.in_doubt):
-            entry = None if item is None else item.entry
+            entry = None if item is None else plain(item.entry)
             self._ledger.check_read(instance.name, item_id, entry, floor, is_standby=is_standby)
         return item
 

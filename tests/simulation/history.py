@@ -24,6 +24,7 @@ from tests.simulation.clients import Clients, some_ids
 from tests.simulation.disk import Disk
 from tests.simulation.hand import IDS as HAND_IDS
 from tests.simulation.hand import Hand
+from tests.simulation.packing import let_pack
 from tests.simulation.storage import FlakyStorage, Weather
 from tests.simulation.truth import Truth
 from tests.simulation.world import START_US, World
@@ -119,6 +120,7 @@ class History:
             monotonic=world.time,
             chance=random.Random(chance.random()),
         )
+        let_pack(self._store, chance)
         self._lives += 1
         self._store.lease.name = self._store.lease._process = f"life {self._lives}"
         world.tell(f"a life begins: {self._store.options}")

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from itemstore.core.item import pack, version_of
+from itemstore.core.item import pack, plain, version_of
 from itemstore.core.queue import Change
 from itemstore.options import Durability
 from itemstore.storage import Claim, Standing
@@ -188,9 +188,10 @@ class Ledger:
         """What this instance has in memory is what the disk has."""
         cache, items = store.cache, self.disk.items
         self.world.check(not len(store.queue), f"{name} has written everything")
-        wrong = [each for each, entry in cache.entries.items() if items.get(each) != entry]
+        cached = {item_id: plain(entry) for item_id, entry in cache.items()}
+        wrong = [each for each, entry in cached.items() if items.get(each) != entry]
         self.world.check(not wrong, f"{name}, {store.lease.state}, has what the disk has: {wrong}")
-        missing = items.keys() - cache.entries.keys() if cache.hydrated else set()
+        missing = items.keys() - cached.keys() if cache.hydrated else set()
         self.world.check(not missing, f"{name}, {store.lease.state}, has all: {missing}")
         absent = [each for each in cache._absent if each in items]
         self.world.check(not absent, f"{name} does not take {absent} for absent")

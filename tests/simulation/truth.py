@@ -180,8 +180,10 @@ class Truth:
         self.check(queue.parked.keys() == parked.keys(), f"what is parked is known: {parked}")
         left = (queue._barriers, cache._loads, loader._wanted, loader._loading, loader._tasks)
         self.check(not any(left), f"nobody waits any more: {left}")
-        size = sum(len(item_id) + len(entry) for item_id, entry in cache.entries.items())
-        self.check((queue.bytes_used, cache._entry_bytes) == (0, size), "all bytes are counted")
+        size = sum(len(item_id.encode()) + 1 + len(entry) for item_id, entry in cache.items())
+        self.check(
+            (queue.bytes_used, cache._table.bytes_used) == (0, size), "all bytes are counted"
+        )
 
     def check_closed(self, left: Sequence[str]) -> None:
         """After a clean close the database holds everything but what the close owned up to."""

@@ -91,7 +91,7 @@ async def test_a_store_that_preloads_is_ready_and_tells_how_far_it_is(
     monkeypatch.setattr(storage, "page", page)
     options = Options(skip_items_preload=Preload.PRELOAD)
     async with service_over(storage, options) as service:
-        api, cached = service.api, service.store.cache.entries
+        api, cached = service.api, service.store.cache
         await further.reached.wait()
         await service.until(lambda: service.store.loader.preloaded > 0)
 
