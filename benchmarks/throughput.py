@@ -97,7 +97,7 @@ def tables(result: Result) -> Iterator[Table]:
         found = {each: rates(result, work, each) for each in sizes}
         if not sizes:
             continue
-        columns = ["requests a second", *(f"{each} connections" for each in sizes)]
+        columns = ["requests a second", *(_connections(each) for each in sizes)]
         columns += [f"itemstore / it, {each}" for each in sizes]
         rows = [
             (
@@ -109,6 +109,10 @@ def tables(result: Result) -> Iterator[Table]:
             if kind in found[sizes[0]]
         ]
         yield Table(title, columns, rows)
+
+
+def _connections(count: int) -> str:
+    return "1 connection" if count == 1 else f"{count} connections"
 
 
 def _of_itemstore(found: dict[str, list[float]], kind: str) -> str:
