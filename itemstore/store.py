@@ -55,6 +55,7 @@ from itemstore.watcher import Watcher
 
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
 NAMED_MAX: Final = 1_000  # ids in a line of the log
+BATCH_TURN_OPERATIONS: Final = 50  # carried out at once: about 1 ms of the event loop
 
 T = TypeVar("T")
 
@@ -422,10 +423,13 @@ class ItemStore:
         )
         answers = zip(unknown, loads, strict=True)
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
-        begun = [
-            await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
-            for operation in operations
-        ]
+        begun: list[Accepted | Item | ItemStoreError] = []
+        for number, operation in enumerate(operations):
+            if number % BATCH_TURN_OPERATIONS == BATCH_TURN_OPERATIONS - 1:
+                await asyncio.sleep(0)  # others have their turn
+            begun.append(
+                await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
+            )
         return [
             await _outcome(_finished(each)) if isinstance(each, Accepted) else each
             for each in begun

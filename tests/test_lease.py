@@ -1000,3 +1000,20 @@ async def test_ids_under_way_at_the_handover_are_forgotten_too(stores: Stores) -
     await until(lambda: first.lease.is_holder)  # 2
     answer.open()
     assert (await soon(creator)).id not in block  # 3
+
+
+async def test_a_first_holder_reads_what_it_finds_once(stores: Stores) -> None:
+    """Over a table that others have filled, the preload does not take it all for changed."""
+    await soon((await stores.open(LAZY)).close())  # makes the tables
+    stores.psql("UPDATE writer_lease SET settled = 0")
+    stores.psql(
+        "INSERT INTO items (id, data) SELECT 'i' || n, '{}' FROM generate_series(1, 3000) AS n"
+    )
+    store = stores.make()
+    renew = gates(store).hold("renew")
+    starting = start(store.start())
+    await until(lambda: store.cache.hydrated)
+    renew.open()
+    await soon(starting)
+    assert 3000 == len(store.cache)
+    assert gates(store).counts["page"] <= 3  # not once more a thousand at a time

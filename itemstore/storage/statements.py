@@ -125,12 +125,13 @@ _NEXT_CLOCK: Final = f"""greatest(
 
 #: Granted if nobody has it and nobody else waits for it, if its time is over, if its holder is a
 #: process of this machine that is gone, or if the row fell back behind an epoch that was ours.
+#: What its new holder has found is settled: a walk need not read it a second time.
 ACQUIRE: Final = f"""
 UPDATE writer_lease
    SET epoch = greatest(epoch + 1, %(epoch)s + 1, {_NOW} / 1000000),
        holder = %(holder)s, process = %(process)s, heartbeat = clock_timestamp(),
        expires_at = clock_timestamp() + %(lease_s)s::float8 * interval '1 second',
-       clock = {_NEXT_CLOCK},
+       clock = {_NEXT_CLOCK}, settled = greatest(settled, %(settled)s::bigint),
        wanted_by = NULLIF(wanted_by, %(holder)s)
  WHERE (holder IS NULL AND (wanted_by IS NULL OR wanted_by = %(holder)s
                             OR wanted_at < clock_timestamp() - interval '5 seconds'))

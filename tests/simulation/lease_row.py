@@ -49,6 +49,7 @@ class LeaseRow:
             return None
         passed_us = 0 if self.holder is None else now_us - self.heartbeat_us
         self.clock = max(claim.clock, now_us, self.clock + passed_us)
+        self.settled = max(self.settled, claim.settled)
         self.epoch = max(self.epoch + 1, claim.epoch + 1, now_us // 1_000_000)
         self.holder, self.process, self.heartbeat_us = claim.holder, process, now_us
         self.expires_us = now_us + round(claim.lease_s * 1_000_000)
