@@ -229,6 +229,12 @@ def test_cities_come_back_byte_for_byte_by_way_of_a_postgresql_that_syncs(
     assert "fsync on" in json.loads(file.read_bytes())["environment"]["postgresql"]
 
 
+def test_packing_compares_what_comes_back(run: Run) -> None:
+    done = run("packing", "--offline", "--items", 3_000)
+    assert done.returncode == 0, done.stderr
+    assert "| generated | 3,000 |" in done.stdout
+
+
 def cities_file(directory: Path) -> Path:
     file = directory / "cities.json"
     file.write_bytes(orjson.dumps([city(number) for number in range(ITEMS)]))

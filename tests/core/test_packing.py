@@ -177,7 +177,7 @@ def test_a_dictionary_is_due_when_there_is_a_sample(monkeypatch: pytest.MonkeyPa
     assert trainer.is_due
     trainer.adopt(retrain(trainer.sample(), None))
     assert trainer.dictionary is not None
-    for _ in range(6):
+    for _ in range(7):
         assert not trainer.is_due
         seen(trainer, SHOP)
     assert trainer.is_due
