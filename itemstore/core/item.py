@@ -195,12 +195,16 @@ def envelope(item_id: str, entry: bytes) -> bytes:
 
 def timestamp(us: int) -> bytes:
     """RFC 3339 in UTC with microseconds, from microseconds since 1970."""
-    seconds, fraction = divmod(us, 1_000_000)
-    return b"%b.%06dZ" % (_second(seconds), fraction)
+    day, of_day = divmod(us, 86_400_000_000)
+    minute, of_minute = divmod(of_day, 60_000_000)
+    return b"%b%b%02d.%06dZ" % (_day(day), _MINUTES[minute], *divmod(of_minute, 1_000_000))
+
+
+_MINUTES: Final = tuple(b"%02d:%02d:" % divmod(minute, 60) for minute in range(24 * 60))
 
 
 @lru_cache(maxsize=4096)
-def _second(seconds: int) -> bytes:
-    """Items are written and read in bursts, so that a second is formatted once, not each time."""
-    moment = _UNIX_EPOCH + timedelta(seconds=seconds)
-    return moment.isoformat()[:19].encode()  # strftime writes the year 999 with three digits
+def _day(day: int) -> bytes:
+    """Items are of few days, beside how many they are."""
+    moment = _UNIX_EPOCH + timedelta(days=day)
+    return moment.isoformat()[:11].encode()  # strftime writes the year 999 with three digits
