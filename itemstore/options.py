@@ -37,8 +37,8 @@ class Options:
     skip_items_preload: Preload = Preload.AUTO
     #: What the preload may fill, in bytes; None: three quarters of the memory this process may use.
     cache_bytes_max: int | None = None
-    #: Whether the cache keeps data compressed.
-    cache_compression: bool = True
+    #: Whether the cache keeps data compressed; None: if plain they would fill much of its memory.
+    cache_compression: bool | None = None
 
     #: Above these a write gets Overloaded; above three quarters of them it waits for room first.
     queue_items_max: int = 50_000

@@ -42,6 +42,9 @@ def _setting(default: Any, description: str, allowed: str, **limits: Any) -> Any
     return Field(default, description=description, json_schema_extra={"allowed": allowed}, **limits)
 
 
+_COMPRESSION: Final = {"auto": None, "zstd": True, "off": False}
+
+
 class Settings(BaseSettings):
     """One field a variable, by its name in lower case."""
 
@@ -103,10 +106,13 @@ class Settings(BaseSettings):
         "a size, such as 512MiB",
         gt=0,
     )
-    cache_compression: Annotated[Literal["zstd", "off"], BeforeValidator(_lower)] = _setting(
-        "zstd",
-        "Whether the cache keeps data compressed, with a dictionary trained on it.",
-        "zstd or off",
+    cache_compression: Annotated[Literal["auto", "zstd", "off"], BeforeValidator(_lower)] = (
+        _setting(
+            "auto",
+            "Whether the cache keeps data compressed, with a dictionary trained on it. auto does "
+            "if the items are estimated to take more than half of CACHE_MAX_BYTES without.",
+            "auto, zstd or off",
+        )
     )
     queue_max_items: int = _setting(
         _DEFAULTS.queue_items_max,
@@ -196,7 +202,7 @@ class Settings(BaseSettings):
             lease_s=self.lease_time,
             skip_items_preload=self.skip_items_preload,
             cache_bytes_max=self.cache_max_bytes,
-            cache_compression=self.cache_compression == "zstd",
+            cache_compression=_COMPRESSION[self.cache_compression],
             queue_items_max=self.queue_max_items,
             queue_bytes_max=self.queue_max_bytes,
             batch_items_max=self.batch_max_items,

@@ -98,7 +98,7 @@ class ItemStore:
     ) -> None:
         self.options = options or Options()
         self.log = log or library_logger()
-        self.cache = Cache(packs=self.options.cache_compression)
+        self.cache = Cache(packs=bool(self.options.cache_compression))
         self.queue = WriteQueue()
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)

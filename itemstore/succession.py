@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -23,6 +24,8 @@ from itemstore.options import Options, Preload
 from itemstore.storage import Found, Grant, Lease, Storage
 from itemstore.tasks import end
 from itemstore.watcher import Watcher
+
+PACK_SHARE: Final = 0.5  # of what the cache may take; beyond it items are compressed
 
 
 class Succession:
@@ -59,8 +62,12 @@ class Succession:
         self._freeing: asyncio.Task[None] | None = None
 
     def begin(self, found: Found) -> None:
-        """Decides whether the cache is to hold everything."""
-        self._fills = self._should_fill(found)
+        """Decides whether the cache is to hold everything, and in which form."""
+        budget = self._options.cache_bytes_max or memory.default_cache_bytes()
+        needed = memory.estimate(found.items_estimate, found.bytes_estimate)
+        if self._options.cache_compression is None and needed > PACK_SHARE * budget:
+            self._cache.packs = True
+        self._fills = self._should_fill(found, needed, budget)
         self._estimate = found.items_estimate
         self._queue.restore_parked(each.change for each in found.parked)
 
@@ -129,17 +136,16 @@ class Succession:
     def _is_filling(self) -> bool:
         return self._preloading is not None and not self._preloading.done()
 
-    def _should_fill(self, found: Found) -> bool:
+    def _should_fill(self, found: Found, needed: int, budget: int) -> bool:
         if self._options.skip_items_preload is not Preload.AUTO:
             return self._options.skip_items_preload is Preload.PRELOAD
-        budget = self._options.cache_bytes_max or memory.default_cache_bytes()
-        needed = memory.estimate(found.items_estimate, found.bytes_estimate)
         self._log.info(
             "preload_decided",
             preload=needed <= budget,
             items=found.items_estimate,
             needed_bytes=needed,
             budget_bytes=budget,
+            packs=self._cache.packs,
         )
         return needed <= budget
 
