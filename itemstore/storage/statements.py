@@ -338,12 +338,13 @@ SELECT CASE WHEN reltuples >= 0 THEN reltuples::bigint
 
 #: A session whose connection was lost may still be executing our last statement. It is ended
 #: and waited for before the statement is sent again, or it could write an item back that was
-#: deleted meanwhile: its snapshot would not show the tombstone. Only older ones are: this may itself
-#: be a call that was given up, and whose successor is at work.
+#: deleted meanwhile: its snapshot would not show the tombstone. Only older ones are: this may
+#: itself be a call that was given up, and whose successor is at work.
 END_LOST_SESSIONS: Final = """
 SELECT coalesce(bool_and(pg_terminate_backend(lost.pid, %(wait_ms)s)), true)
   FROM pg_stat_activity lost, pg_stat_activity own
- WHERE own.pid = pg_backend_pid() AND lost.pid <> own.pid AND lost.backend_start <= own.backend_start
+ WHERE own.pid = pg_backend_pid()
+   AND lost.pid <> own.pid AND lost.backend_start <= own.backend_start
    AND lost.application_name = %(name)s AND lost.datname = current_database()
 """
 
