@@ -18,6 +18,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from operator import attrgetter
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -47,6 +48,9 @@ PARKED_MAX: Final = 1_000  # items: more refused than this is not a few bad rows
 PURGE_INTERVAL_S: Final = 60.0
 
 Sleep = Callable[[float], Awaitable[None]]
+
+_size: Final = attrgetter("size")
+_dirty_since: Final = attrgetter("dirty_since")
 
 
 class Persister:
@@ -238,9 +242,9 @@ class Persister:
         self._log.debug(
             "batch",
             items=len(part),
-            bytes=sum(change.size for change in part),
+            bytes=sum(map(_size, part)),
             ms=round(self.last_batch_s * 1000, 2),
-            oldest_ms=round((now - min(change.dirty_since for change in part)) * 1000, 2),
+            oldest_ms=round((now - min(map(_dirty_since, part))) * 1000, 2),
             queued=len(self._queue) - len(part),
         )
         if is_held:

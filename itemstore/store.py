@@ -64,6 +64,7 @@ class Accepted(NamedTuple):
     """A write that is in the cache and in the queue."""
 
     change: Change
+    is_new: bool  #: whether this version created the item
     #: Settled when the write is as durable as was asked; None if it is already.
     done: asyncio.Future[None] | None
 
@@ -523,7 +524,7 @@ class ItemStore:
         self.persister.wake()
         if level is Durability.JOURNAL and done is not None:
             self.journaling.append(change, partial(_settle, done, None))
-        return Accepted(change, done)
+        return Accepted(change, old is None, done)
 
     def _unconfirmed(self, version: int) -> CommitUnconfirmed:
         return CommitUnconfirmed(

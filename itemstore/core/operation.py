@@ -22,7 +22,7 @@ from itemstore.errors import (
 )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Create:
     """A new item; with ``id`` None the store generates one."""
 
@@ -33,7 +33,7 @@ class Create:
     def __post_init__(self) -> None:
         if self.id is not None:
             check_id(self.id)
-        object.__setattr__(self, "text", encode(self.data))
+        self.text = encode(self.data)
 
     def decide(self, old: bytes | None) -> Encoded:
         if old is not None:
@@ -44,7 +44,7 @@ class Create:
         return self.text
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Put:
     """Creates the item or replaces its data."""
 
@@ -55,7 +55,7 @@ class Put:
 
     def __post_init__(self) -> None:
         check_id(self.id)
-        object.__setattr__(self, "text", encode(self.data))
+        self.text = encode(self.data)
 
     def decide(self, old: bytes | None) -> Encoded:
         self.when.check(old)

@@ -39,6 +39,7 @@ class Change:
         "id",
         "is_acked",
         "settled",
+        "size",
         "version",
     )
 
@@ -63,6 +64,8 @@ class Change:
         self.first_version = version
         self.dirty_since = now_s
         self.settled: tuple[Settled, ...] = ()
+        #: Bytes of memory it pins.
+        self.size = CHANGE_OVERHEAD_BYTES + len(item_id) + len(entry)
 
     @property
     def data(self) -> bytes | None:
@@ -72,11 +75,6 @@ class Change:
     @property
     def created_us(self) -> int:
         return created_us_of(self.entry)
-
-    @property
-    def size(self) -> int:
-        """Bytes of memory it pins."""
-        return CHANGE_OVERHEAD_BYTES + len(self.id) + len(self.entry)
 
     def __repr__(self) -> str:
         kind = "delete" if self.deleted else "upsert"

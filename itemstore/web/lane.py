@@ -184,14 +184,13 @@ class Lane:
         return pending if accepted.done is not None else self._written(pending)
 
     def _written(self, pending: Pending) -> bytes:
-        asked, accepted, level = pending
-        item = accepted.item
+        asked, (change, is_new, _), level = pending
         durability, location, status = b"Durability: %b\r\n" % level.encode(), b"", 200
-        if item.is_new:
-            location = b"Location: /items/%b\r\n" % quote(item.id, safe="").encode()
+        if is_new:
+            location = b"Location: /items/%b\r\n" % quote(change.id, safe="").encode()
             status = 201
-        headers = _ITEM % (item.version, durability, location)
-        return self._response(status, headers, asked, item.json())
+        headers = _ITEM % (change.version, durability, location)
+        return self._response(status, headers, asked, envelope(change.id, change.entry))
 
     # --- what both need
 
