@@ -19,6 +19,7 @@ from benchmarks.startup import copy_out
 from benchmarks.systems import fill, redis
 
 COPY, ITEMSTORE, REDIS = "footprint copy", "footprint itemstore", "footprint redis"
+COMPRESSED: Final = "footprint itemstore zstd"
 
 _READ: Final = 200  # items, to be sure that they are there
 
@@ -30,6 +31,9 @@ def measure(run: Comparison, dataset: Dataset) -> None:
         run.result.add(dataset.items, COPY, total_s=copy_out(dataset.dsn))
         with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="false") as server:
             run.result.add(dataset.items, ITEMSTORE, **_preloaded(server, dataset))
+        settings = {"SKIP_ITEMS_PRELOAD": "false", "CACHE_COMPRESSION": "zstd"}
+        with itemstore(dataset.dsn, **settings) as server:
+            run.result.add(dataset.items, COMPRESSED, **_preloaded(server, dataset))
         run.bar.advance(task)
     if EVERYSEC in run.systems:
         with redis("off") as server:
@@ -73,11 +77,17 @@ def tables(result: Result) -> Iterator[Table]:
         return
     count = items(result)
     columns = (f"{count:,} items", "seconds to fill", "MB resident", "MB used", "bytes an item")
-    shown = spread(ours["hydrated_s"]), spread(ours["resident_bytes"], MB)
-    rows = [("itemstore, preloaded", *shown, "", spread(ours["resident_bytes"], count))]
+    rows = [("itemstore, preloaded", *_preload_row(ours, count))]
+    if (compressed := result.only(COMPRESSED)) is not None:
+        rows.append(("the same, compressed", *_preload_row(compressed, count)))
     if redis_ is not None:
         used = redis_["used_bytes"]
         sizes = spread(redis_["resident_bytes"], MB), spread(used, MB), spread(used, count)
         rows.append(("Redis", "", *sizes))
     rows.append(("raw COPY to nowhere", spread(copy["total_s"]), "", "", ""))
     yield Table("A large store", columns, rows)
+
+
+def _preload_row(values: dict[str, list[float]], count: int) -> tuple[str, ...]:
+    resident = values["resident_bytes"]
+    return spread(values["hydrated_s"]), spread(resident, MB), "", spread(resident, count)

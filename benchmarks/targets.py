@@ -112,7 +112,14 @@ TARGETS: Final = (
         is_most=True,
     ),
     Target(
-        "{items:,} items, memory of the process / Redis' used_memory",
+        "{items:,} items compressed, memory of the process / Redis' used_memory",
+        0.8,
+        _ratio(footprint.COMPRESSED, "resident_bytes", footprint.REDIS, "used_bytes"),
+        0.6,
+        is_most=True,
+    ),
+    Target(
+        "the same, not compressed",
         0.8,
         _ratio(footprint.ITEMSTORE, "resident_bytes", footprint.REDIS, "used_bytes"),
         0.6,
