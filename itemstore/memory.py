@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Final
 
-from itemstore.core.cache import ENTRY_OVERHEAD_BYTES
 from itemstore.core.item import HEADER_BYTES
+from itemstore.core.shards import Shards
 
 CACHE_SHARE: Final = 0.75  # of the limit; the rest is for the interpreter, the queue and requests
 ID_BYTES: Final = 8  # of a generated id
@@ -39,7 +39,7 @@ def default_cache_bytes() -> int:
 
 def estimate(items: int, data_bytes: int) -> int:
     """Bytes of memory for so many items with so much data in all."""
-    return items * (ENTRY_OVERHEAD_BYTES + HEADER_BYTES + ID_BYTES) + data_bytes
+    return items * (Shards.OVERHEAD_BYTES + HEADER_BYTES + ID_BYTES) + data_bytes
 
 
 def resident_bytes() -> int:

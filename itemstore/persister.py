@@ -49,6 +49,11 @@ PURGE_INTERVAL_S: Final = 60.0
 
 Sleep = Callable[[float], Awaitable[None]]
 
+#: Writers whom a batch has let go on, and who are about to write again: the next batch waits for
+#: them, or the first of them would have one to himself and the others wait for it.
+TOGETHER_MIN: Final = 8
+TOGETHER_S: Final = 0.001
+
 _size: Final = attrgetter("size")
 _dirty_since: Final = attrgetter("dirty_since")
 
@@ -76,6 +81,7 @@ class Persister:
         self._recent = Recent()
         self._options = options
         self._log = log
+        self._together = 0
         self._on_settled = on_settled
         self._now_us = now_us
         self._monotonic = monotonic
@@ -126,6 +132,8 @@ class Persister:
             if self._lease.is_tail_open:
                 await self._heal()
                 continue
+            if self._together >= TOGETHER_MIN:
+                await self._sleep(TOGETHER_S)
             batch = self._queue.take(self._options.batch_items_max, self._options.batch_bytes_max)
             await self._persist(batch)
             await self._purge_if_due()
@@ -234,10 +242,9 @@ class Persister:
         self.last_commit_at = now
         self.last_batch_s = now - started
         self.batches += 1
+        self._together = sum(bool(change.settled) for change in part)
         written = part if is_held else [change for change in part if change.is_acked]
         self.committed += len(written)
-        for change in written:
-            change.is_acked = True  # should it have to be written again
         self._recent.note(written, now)
         self._log.debug(
             "batch",

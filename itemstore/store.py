@@ -50,12 +50,11 @@ from itemstore.quarantine import Quarantine
 from itemstore.reader import UNKNOWN, Reader
 from itemstore.storage import Storage, StorageError
 from itemstore.succession import Succession
-from itemstore.tasks import end, until_answered
+from itemstore.tasks import TURN_CALLS, end, until_answered
 from itemstore.watcher import Watcher
 
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
 NAMED_MAX: Final = 1_000  # ids in a line of the log
-BATCH_TURN_OPERATIONS: Final = 50  # carried out at once: about 1 ms of the event loop
 
 T = TypeVar("T")
 
@@ -426,7 +425,7 @@ class ItemStore:
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
         begun: list[Accepted | Item | ItemStoreError] = []
         for number, operation in enumerate(operations):
-            if number % BATCH_TURN_OPERATIONS == BATCH_TURN_OPERATIONS - 1:
+            if number % TURN_CALLS == TURN_CALLS - 1:
                 await asyncio.sleep(0)  # others have their turn
             begun.append(
                 await _outcome(self._begin(operation, level, failures.get(operation.id or "")))

@@ -18,6 +18,7 @@ from itemstore.allocator import Allocator
 from itemstore.core.cache import Cache
 from itemstore.core.item import VersionClock
 from itemstore.core.queue import WriteQueue
+from itemstore.core.shards import Shard
 from itemstore.core.table import Slots
 from itemstore.loader import Loader
 from itemstore.options import Options, Preload
@@ -66,7 +67,7 @@ class Succession:
         budget = self._options.cache_bytes_max or memory.default_cache_bytes()
         needed = memory.estimate(found.items_estimate, found.bytes_estimate)
         if self._options.cache_compression is None and needed > PACK_SHARE * budget:
-            self._cache.packs = True
+            self._cache.begin_packing()
         self._fills = self._should_fill(found, needed, budget)
         self._estimate = found.items_estimate
         self._queue.restore_parked(each.change for each in found.parked)
@@ -150,7 +151,7 @@ class Succession:
         return needed <= budget
 
 
-async def _free(shards: list[Slots]) -> None:
+async def _free(shards: list[Slots] | list[Shard]) -> None:
     """Lets go of what was cached, a part at a time."""
     while shards:
         if any(shards.pop()):

@@ -19,12 +19,10 @@ from typing import Final
 
 from itemstore.core.item import version_of
 from itemstore.core.packing import dictionary_of
-from itemstore.core.table import Slots, Table, bare
+from itemstore.core.shards import Shard, Shards
+from itemstore.core.table import Slots, Table
 
 ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
-ENTRY_OVERHEAD_BYTES: Final = (
-    60  # a place in the table and the bytes object, measured on CPython 3.11
-)
 WALK_ITEMS: Final = 500  # looked at in one part of a walk
 
 Row = tuple[str, bytes]
@@ -46,11 +44,12 @@ class Load:
 class Cache:
     """Not aware of who asks or why; bounded by nothing yet, but counts its bytes.
 
-    ``packs``: somebody packs what is put into it, and asks for it (``unpacked``).
+    ``packs``: somebody packs what is put into it, and asks for it (``unpacked``). Then it takes as
+    little memory as it can; else as little time.
     """
 
     def __init__(self, *, packs: bool = False) -> None:
-        self._table = Table()
+        self._table: Shards | Table = Table() if packs else Shards()
         #: The entry as it is kept; ``core.item`` reads it, up to when something is awaited.
         self.get: Callable[[str], bytes | None] = self._table.get
         #: Whether it holds every item, so that a miss needs no query.
@@ -63,6 +62,13 @@ class Cache:
         self._unpacked: dict[str, None] = {}
         self.packed = 0  #: entries
 
+    def begin_packing(self) -> None:
+        """From now on; nothing is cached yet."""
+        assert not len(self), "what is there is kept otherwise"  # noqa: S101 - our own error
+        self._table = Table()
+        self.get = self._table.get
+        self.packs = True
+
     def __len__(self) -> int:
         return len(self._table)
 
@@ -72,10 +78,11 @@ class Cache:
     @property
     def bytes_used(self) -> int:
         """Bytes of memory the entries take, estimated."""
-        return self._table.bytes_used + len(self._table) * ENTRY_OVERHEAD_BYTES
+        return self._table.bytes_used + len(self._table) * self._table.OVERHEAD_BYTES
 
     def items(self) -> Iterator[Row]:
         """All of them, in no order."""
+        bare = self._table.bare
         for shard in self._table.shards():
             yield from ((item_id, bare(record)) for item_id, record in shard)
 
@@ -104,7 +111,7 @@ class Cache:
             self._absent.pop(item_id, None)
             self.touch((item_id,))
 
-    def clear(self) -> list[Slots]:
+    def clear(self) -> list[Slots] | list[Shard]:
         """Forgets everything; loads under way bring nothing any more.
 
         Returns what it held: to free all at once would take a tenth of a second a million.
@@ -203,7 +210,7 @@ class Cache:
             if item_id in pending:
                 self._unpacked[item_id] = None
             else:
-                rows.append((item_id, bare(record)))
+                rows.append((item_id, self._table.bare(record)))
         return rows
 
     def leave(self, rows: Iterable[Row]) -> None:

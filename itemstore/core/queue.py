@@ -65,7 +65,7 @@ class Change:
         self.dirty_since = now_s
         self.settled: tuple[Settled, ...] = ()
         #: Bytes of memory it pins.
-        self.size = CHANGE_OVERHEAD_BYTES + len(item_id) + len(entry)
+        self.size = size_of(item_id, entry)
 
     @property
     def data(self) -> bytes | None:
@@ -79,6 +79,11 @@ class Change:
     def __repr__(self) -> str:
         kind = "delete" if self.deleted else "upsert"
         return f"Change({kind} {self.id!r} version={self.version})"
+
+
+def size_of(item_id: str, entry: bytes) -> int:
+    """Bytes of memory that a change with this entry pins."""
+    return CHANGE_OVERHEAD_BYTES + len(item_id) + len(entry)
 
 
 def newer(loaded: bytes | None, change: Change) -> bytes | None:

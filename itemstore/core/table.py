@@ -38,6 +38,9 @@ _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 class Table:
     """What it gives out are records: entries that are followed by more."""
 
+    #: Of a record, measured on CPython 3.11: its place, and the bytes object.
+    OVERHEAD_BYTES: Final = 60
+
     __slots__ = ("_items", "_shards", "_taken", "bytes_used")
 
     def __init__(self) -> None:
@@ -146,6 +149,11 @@ class Table:
         for shard in range(_SHARDS):
             yield [(_id(record), record) for record in self._shards[shard] if record]
 
+    @staticmethod
+    def bare(record: bytes) -> bytes:
+        """The entry alone."""
+        return record[: record.rindex(END)]
+
     def clear(self) -> list[Slots]:
         """Forgets everything; returns it, for to free all at once takes long."""
         old = self._shards
@@ -159,11 +167,6 @@ def _slots(size: int) -> Slots:
     slots: Slots = [None] * size
     _untrack(slots)
     return slots
-
-
-def bare(record: bytes) -> bytes:
-    """The entry alone."""
-    return record[: record.rindex(END)]
 
 
 def _id(record: bytes) -> str:

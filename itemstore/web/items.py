@@ -14,6 +14,7 @@ from itemstore.core.listing import LIMIT_DEFAULT
 from itemstore.core.operation import Delete, Get, Operation
 from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
+from itemstore.tasks import in_turns
 from itemstore.web import problems, requests
 
 ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
@@ -119,18 +120,20 @@ async def batch(request: web.Request) -> web.Response:
     body = await requests.json_body(
         request, limit=requests.BATCH_BODY_MAX_BYTES, depth=requests.BATCH_LEVELS
     )
-    given = requests.operations(body)
+    given = await in_turns(requests.operation_or_error, requests.operations(body))
     outcomes = iter(
         await store.batch(
             [each for each in given if not isinstance(each, ItemStoreError)], durability=level
         )
     )
-    results = [
-        _result(index, None, each)
-        if isinstance(each, ItemStoreError)
-        else _result(index, each, next(outcomes))
-        for index, each in enumerate(given)
-    ]
+
+    def result(numbered: tuple[int, Operation | ItemStoreError]) -> dict[str, Any]:
+        index, each = numbered
+        if isinstance(each, ItemStoreError):
+            return _result(index, None, each)
+        return _result(index, each, next(outcomes))
+
+    results = await in_turns(result, list(enumerate(given)))
     return web.Response(
         body=orjson.dumps({"results": results}),
         content_type="application/json",

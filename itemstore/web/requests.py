@@ -189,8 +189,8 @@ def patch(value: Any, in_path: str, when: Condition) -> Patch:
     return Patch(in_path, data, when)
 
 
-def operations(value: Any) -> list[Operation | ItemStoreError]:
-    """A batch's operations; in place of one that is wrong, its error. Raises InvalidItem."""
+def operations(value: Any) -> list[Any]:
+    """A batch's operations, each for ``operation_or_error``. Raises InvalidItem."""
     if type(value) is not dict or set(value) != {"operations"}:
         raise InvalidItem('A batch is {"operations": […]} and nothing else.')
     given = value["operations"]
@@ -199,10 +199,11 @@ def operations(value: Any) -> list[Operation | ItemStoreError]:
             f"operations is an array of 1 to {BATCH_OPERATIONS_MAX} operations.",
             pointer="/operations",
         )
-    return [_operation_or_error(each) for each in given]
+    return given
 
 
-def _operation_or_error(value: Any) -> Operation | ItemStoreError:
+def operation_or_error(value: Any) -> Operation | ItemStoreError:
+    """An operation, or what is wrong with it."""
     try:
         return _operation(value)
     except ItemStoreError as error:

@@ -24,9 +24,10 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from itemstore.core.cache import ENTRY_OVERHEAD_BYTES, Cache, Load, Row
+from itemstore.core.cache import Cache, Load, Row
 from itemstore.core.item import HEADER_BYTES, pack, plain
 from itemstore.core.queue import CHANGE_OVERHEAD_BYTES, Change, WriteQueue
+from itemstore.core.shards import Shards
 
 IDS: Final = ("a", "b", "c")  # few, so that events meet
 BEGINNING: Final = 100  # the first version of the run; what was there before is older
@@ -319,7 +320,7 @@ class Machine(RuleBasedStateMachine):
         oldest = min((self.first_dirty[change] for change in dirty), default=None)
         assert self.queue.dirty_since() == oldest  # 9
         assert self.cache.bytes_used == sum(  # 10
-            ENTRY_OVERHEAD_BYTES + len(item_id) + 1 + len(entry)
+            Shards.OVERHEAD_BYTES + len(item_id) + len(entry)
             for item_id, entry in self.cache.items()
         )
 

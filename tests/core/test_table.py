@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itemstore.core import table as table_module
-from itemstore.core.table import END, Table, bare
+from itemstore.core.shards import Shards
+from itemstore.core.table import END, Table
 from tests.strategies import IDS
 
 #: Few ids that meet, one the end of another, and any that are allowed.
@@ -19,7 +20,7 @@ STEPS = st.lists(
 
 
 def contents(table: Table) -> dict[str, bytes]:
-    return {item_id: bare(record) for shard in table.shards() for item_id, record in shard}
+    return {item_id: table.bare(record) for shard in table.shards() for item_id, record in shard}
 
 
 def check(table: Table, expected: dict[str, bytes]) -> None:
@@ -60,10 +61,10 @@ def play(steps: list[tuple[str, str, bytes]]) -> None:
         else:
             found = table.pop(item_id)
             expected.pop(item_id, None)
-        assert (found and bare(found)) == old
+        assert (found and table.bare(found)) == old
         assert record is None or not old or found == record
         kept = table.get(item_id)
-        assert (kept and bare(kept)) == expected.get(item_id)
+        assert (kept and table.bare(kept)) == expected.get(item_id)
     check(table, expected)
 
 
@@ -108,3 +109,27 @@ def test_a_cleared_table_returns_what_it_held() -> None:
     shards = table.clear()
     check(table, {})
     assert [b"1" + END + b"a"] == [record for slots in shards for record in slots if record]
+
+
+@settings(max_examples=200)
+@given(STEPS)
+def test_shards_are_a_dict(steps: list[tuple[str, str, bytes]]) -> None:
+    """Whatever is put in and taken out, shards hold and return what a dict would."""
+    shards, expected = Shards(), dict[str, bytes]()
+    for step, item_id, entry in steps:
+        old = expected.get(item_id)
+        if step == "put":
+            assert shards.put(item_id, entry) == old
+            expected[item_id] = entry
+        elif step == "setdefault":
+            assert shards.setdefault(item_id, entry) == old
+            expected.setdefault(item_id, entry)
+        else:
+            assert shards.pop(item_id) == old
+            expected.pop(item_id, None)
+        assert shards.get(item_id) == expected.get(item_id)
+    assert expected == {each: entry for shard in shards.shards() for each, entry in shard}
+    assert len(expected) == len(shards)
+    assert shards.bytes_used == sum(map(len, expected)) + sum(map(len, expected.values()))
+    assert expected == {each: entry for shard in shards.clear() for each, entry in shard.items()}
+    assert (0, 0) == (len(shards), shards.bytes_used)

@@ -30,7 +30,7 @@ def let_pack(store: ItemStore, chance: random.Random) -> None:
     """Has the store pack from now on; its data are said to have changed now and then."""
     chance = random.Random(chance.random())
     trainer = store.packer.trainer
-    store.cache.packs = True
+    store.cache.begin_packing()
 
     def retrain() -> None:
         trainer.adopt(Training(chance.choice(DICTIONARIES), 0.5))
