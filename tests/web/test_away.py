@@ -46,6 +46,7 @@ async def test_while_postgresql_is_away_what_can_be_served_is(
         api = service.api
         await make(api, "kept", {"n": 1})
         assert (await api("POST", "/items", {"data": {}})).status == 201  # leases ids
+        await service.until(lambda: service.store.cache.hydrated)
         await road.cut()
 
         # Accepted before anybody knows: in doubt for the caller, and not lost.
