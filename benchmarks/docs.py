@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks import charts, cities, memory, peers, persisting, preloading, startup
+from benchmarks import charts, cities, memory, peers, persisting, preloading, startup, variants
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
 PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
@@ -26,6 +26,7 @@ BENCHMARKS: Final = {
     "peers": peers,
     "persisting": persisting,
     "preloading": preloading,
+    "variants": variants,
 }
 
 _BLOCK: Final = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
