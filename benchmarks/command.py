@@ -28,6 +28,7 @@ from benchmarks.servers import database
 
 SIZES: Final = (10_000, 100_000, 1_000_000)
 QUICK_SIZES: Final = (1_000, 10_000)
+QUICK_ITEMS: Final = 2_000  # where there is one table
 RUNS: Final = 5
 WIDTH: Final = 160  # columns, where no terminal sets a limit
 
@@ -58,6 +59,17 @@ def parse_sizes(description: str | None) -> argparse.Namespace:
     made.add_argument("--runs", type=int, metavar="N", help=f"by default {RUNS}; quick: 1")
     given = made.parse_args()
     given.items = given.items or (QUICK_SIZES if given.quick else SIZES)
+    given.runs = given.runs or (1 if given.quick else RUNS)
+    return given
+
+
+def parse_size(description: str | None, items: int) -> argparse.Namespace:
+    """The options of a benchmark over one table: with ``items``, ``runs``, and their defaults."""
+    made = parser(description)
+    made.add_argument("--items", type=int, metavar="N", help=f"by default {items}")
+    made.add_argument("--runs", type=int, metavar="N", help=f"by default {RUNS}; quick: 1")
+    given = made.parse_args()
+    given.items = given.items or (QUICK_ITEMS if given.quick else items)
     given.runs = given.runs or (1 if given.quick else RUNS)
     return given
 

@@ -251,12 +251,8 @@ FREELY: Final = f"{AMONG}, planned as it likes"
 
 
 def main() -> None:
-    made = command.parser(__doc__)
-    made.add_argument("--items", type=int, metavar="N", help=f"by default {ITEMS}")
-    made.add_argument("--runs", type=int, metavar="N")
-    given = made.parse_args()
-    items = given.items or (2_000 if given.quick else ITEMS)
-    runs = given.runs or (1 if given.quick else command.RUNS)
+    given = command.parse_size(__doc__, ITEMS)
+    items, runs = given.items, given.runs
     with command.progress() as bar, postgres() as server_dsn:
         result = Result("persisting", environment(server_dsn))
         with command.datasets(server_dsn, [items], bar) as [dataset]:

@@ -40,12 +40,8 @@ SECONDS: Final = 3.0
 
 
 def main() -> None:
-    made = command.parser(__doc__)
-    made.add_argument("--items", type=int, metavar="N", help=f"by default {ITEMS}")
-    made.add_argument("--runs", type=int, metavar="N")
-    given = made.parse_args()
-    workload = Workload(given.items or (2_000 if given.quick else ITEMS))
-    runs = given.runs or (1 if given.quick else command.RUNS)
+    given = command.parse_size(__doc__, ITEMS)
+    workload, runs = Workload(given.items), given.runs
     seconds = 1.0 if given.quick else SECONDS
     with command.progress() as bar, postgres() as server_dsn:
         result = Result("variants", environment(server_dsn))

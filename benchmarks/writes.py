@@ -103,12 +103,12 @@ def _paced(run: Comparison, system: System, rate: float, *, keeps: bool) -> None
     """Reads at half of their peak, without writes and beside 2,000 a second."""
     seconds = PACED_TIMES * run.seconds
     rate = min(rate, latency.RATE_MAX)
-    alone = _reads(run, system, rate, seconds)
+    alone = _at_rate(run, system, "get", rate, seconds)
 
     def both() -> Latencies:
         with ThreadPoolExecutor(1) as executor:
-            writing = executor.submit(_writes, run, system, seconds)
-            found = _reads(run, system, rate, seconds)
+            writing = executor.submit(_at_rate, run, system, "put", PACED_RATE, seconds)
+            found = _at_rate(run, system, "get", rate, seconds)
             writing.result()
         return found
 
@@ -128,21 +128,11 @@ def _paced(run: Comparison, system: System, rate: float, *, keeps: bool) -> None
         _keep(run, PACED, samples)
 
 
-def _reads(run: Comparison, system: System, rate: float, seconds: float) -> Latencies:
+def _at_rate(run: Comparison, system: System, work: str, rate: float, seconds: float) -> Latencies:
     return openloop.run(
         system.server.port,
-        run.requests(system, "get"),
+        run.requests(system, work),
         rate=rate,
-        seconds=seconds,
-        good="HTTP/1.1 200",
-    )
-
-
-def _writes(run: Comparison, system: System, seconds: float) -> Latencies:
-    return openloop.run(
-        system.server.port,
-        run.requests(system, "put"),
-        rate=PACED_RATE,
         seconds=seconds,
         good="HTTP/1.1 200",
     )

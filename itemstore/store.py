@@ -50,7 +50,7 @@ from itemstore.quarantine import Quarantine
 from itemstore.reader import UNKNOWN, Reader
 from itemstore.storage import Storage, StorageError
 from itemstore.succession import Succession
-from itemstore.tasks import TURN_CALLS, end, until_answered
+from itemstore.tasks import end, give_way, until_answered
 from itemstore.watcher import Watcher
 
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
@@ -424,12 +424,11 @@ class ItemStore:
         answers = zip(unknown, loads, strict=True)
         failures = {each: load for each, load in answers if isinstance(load, BaseException)}
         begun: list[Accepted | Item | ItemStoreError] = []
-        for number, operation in enumerate(operations):
-            if number % TURN_CALLS == TURN_CALLS - 1:
-                await asyncio.sleep(0)  # others have their turn
+        for number, operation in enumerate(operations, 1):
             begun.append(
                 await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
             )
+            await give_way(number)
         return [
             await _outcome(_finished(each)) if isinstance(each, Accepted) else each
             for each in begun

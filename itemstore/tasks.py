@@ -56,6 +56,11 @@ async def in_turns(call: Callable[[T], R], values: Sequence[T]) -> list[R]:
     made = []
     for number, value in enumerate(values, 1):
         made.append(call(value))
-        if number % TURN_CALLS == 0:
-            await asyncio.sleep(0)
+        await give_way(number)
     return made
+
+
+async def give_way(calls: int) -> None:
+    """Lets others have their turn of the event loop after every ``TURN_CALLS`` calls."""
+    if calls % TURN_CALLS == 0:
+        await asyncio.sleep(0)

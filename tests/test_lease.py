@@ -683,6 +683,18 @@ async def test_who_is_handing_over_does_not_answer_from_its_cache(stores: Stores
 # --- time
 
 
+async def overtaken(stores: Stores, **options: Any) -> tuple[ItemStore, Time]:
+    """A holder that is frozen, and its clock; another has taken the lease and changed "a"."""
+    time = Time()
+    frozen = await stores.open(LAZY, monotonic=time, **options)
+    await frozen.put("a", {"n": 0}, durability=COMMIT)
+    stores.psql(EXPIRE)
+    other = await stores.open(LAZY)
+    await until(lambda: other.lease.is_holder)
+    await other.put("a", {"n": 1}, durability=COMMIT)
+    return frozen, time
+
+
 async def test_a_frozen_holder_asks_before_it_answers(stores: Stores) -> None:
     """Who wakes after its lease's time answers and accepts nothing before it has asked.
 
@@ -690,13 +702,7 @@ async def test_a_frozen_holder_asks_before_it_answers(stores: Stores) -> None:
     2. it wakes; a cached item is asked for, another is to be written
     3. PostgreSQL answers
     """
-    time = Time()
-    frozen = await stores.open(LAZY, monotonic=time, hold_s=0.2)
-    await frozen.put("a", {"n": 0}, durability=COMMIT)
-    stores.psql(EXPIRE)
-    other = await stores.open(LAZY)
-    await until(lambda: other.lease.is_holder)
-    await other.put("a", {"n": 1}, durability=COMMIT)  # 1
+    frozen, time = await overtaken(stores, hold_s=0.2)  # 1
     renew = gates(frozen).hold("renew")
     time.now_s += 9.0  # of its 10
     reading = start(frozen.get("a"))
@@ -752,13 +758,7 @@ async def test_a_frozen_holder_that_wakes_and_cannot_ask_reads_nothing_old(store
     2. it wakes; its heartbeats fail
     3. a heartbeat is answered
     """
-    time = Time()
-    frozen = await stores.open(LAZY, monotonic=time, load_timeout_s=0.05)
-    await frozen.put("a", {"n": 0}, durability=COMMIT)
-    stores.psql(EXPIRE)
-    other = await stores.open(LAZY)
-    await until(lambda: other.lease.is_holder)
-    await other.put("a", {"n": 1}, durability=COMMIT)  # 1
+    frozen, time = await overtaken(stores, load_timeout_s=0.05)  # 1
     gates(frozen).cut_off(StorageSlow("no answer within 4 s"))
     time.now_s += 9.0  # of its 10
     with pytest.raises(DatabaseUnavailable):

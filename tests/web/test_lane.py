@@ -12,7 +12,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import pytest
@@ -29,7 +29,7 @@ from itemstore.web.app import make_app
 from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.sql import make_database
-from tests.stores import Gated, soon, until
+from tests.stores import Gate, Gated, soon, until
 
 EPOCH_US: Final = 4_000_000_000_000_000  # beyond PostgreSQL's clock: versions count from here
 QUIET_TURNS: Final = 100  # of the loop; an unfinished request is then given up
@@ -436,10 +436,10 @@ async def test_what_the_lane_answers(
 
 
 @asynccontextmanager
-async def waiting(dsn: str) -> AsyncIterator[tuple[Side, Gated, AsyncExitStack]]:
-    """A served store whose next batch is held, with the lane."""
+async def waiting(dsn: str, **options: Any) -> AsyncIterator[tuple[Side, Gated, AsyncExitStack]]:
+    """A store behind gates, served with the lane."""
     storage = Gated(dsn)
-    store = ItemStore(storage, Options())
+    store = ItemStore(storage, Options(**options))
     async with AsyncExitStack() as stack:
         stack.push_async_callback(store.close, 10.0)  # after the server, as in production
         one = await serve(stack, store, fast=True)
@@ -448,13 +448,21 @@ async def waiting(dsn: str) -> AsyncIterator[tuple[Side, Gated, AsyncExitStack]]
         yield one, storage, stack
 
 
+async def held_commit(
+    one: Side, storage: Gated
+) -> tuple[Gate, asyncio.StreamReader, asyncio.StreamWriter]:
+    """The gate at which a write of "a" waits for its commit, and the writer's connection."""
+    write = storage.hold("write")
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(put("a", "commit"))
+    await soon(write.reached())
+    return write, reader, writer
+
+
 async def test_requests_behind_a_commit_wait_their_turn(dsn: str) -> None:
     """What is sent after a write at commit is answered after it, however much it is."""
     async with waiting(dsn) as (one, storage, _):
-        write = storage.hold("write")
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        writer.write(put("a", "commit"))
-        await soon(write.reached())
+        write, reader, writer = await held_commit(one, storage)
         for number in range(40):
             writer.write(get("a") if number % 2 else put("b"))
             await asyncio.sleep(0.001)
@@ -488,10 +496,7 @@ async def test_what_is_not_committed_yet_is_said_to_be_pending(dsn: str) -> None
 async def test_stopping_lets_a_commit_be_answered(dsn: str) -> None:
     """A write that waits for its commit when the server stops gets its answer."""
     async with waiting(dsn) as (one, storage, stack):
-        write = storage.hold("write")
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        writer.write(put("a", "commit"))
-        await soon(write.reached())
+        write, reader, writer = await held_commit(one, storage)
         stopping = asyncio.ensure_future(stack.aclose())
         await asyncio.sleep(0.05)
         write.open()
@@ -503,10 +508,7 @@ async def test_stopping_lets_a_commit_be_answered(dsn: str) -> None:
 async def test_a_client_that_leaves_before_its_commit(dsn: str) -> None:
     """Its write is made all the same, and nothing is wrong with the server."""
     async with waiting(dsn) as (one, storage, _):
-        write = storage.hold("write")
-        _, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        writer.write(put("a", "commit"))
-        await soon(write.reached())
+        write, _, writer = await held_commit(one, storage)
         writer.write(get("a"))
         writer.close()
         await asyncio.sleep(0.01)
@@ -518,16 +520,8 @@ async def test_a_client_that_leaves_before_its_commit(dsn: str) -> None:
 
 async def test_a_commit_that_is_not_confirmed_is_told(dsn: str) -> None:
     """A write that PostgreSQL does not confirm in time is 503, as on the ordinary route."""
-    storage = Gated(dsn)
-    store = ItemStore(storage, Options(commit_timeout_s=0.05))
-    async with AsyncExitStack() as stack:
-        stack.push_async_callback(store.close, 10.0)  # after the server, as in production
-        one = await serve(stack, store, fast=True)
-        await soon(store.start())
-        await until(lambda: store.cache.hydrated)
-        write = storage.hold("write")
-        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
-        writer.write(put("a", "commit"))
+    async with waiting(dsn, commit_timeout_s=0.05) as (one, storage, _):
+        write, reader, writer = await held_commit(one, storage)
         answer = await soon(reader.readuntil(b"}"))
         assert answer.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"Retry-After: " in answer
