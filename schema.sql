@@ -3,7 +3,8 @@
 -- The rule of this file: an item's version only grows. Every statement of the store that writes an
 -- item is guarded by "version <", so applying the same batch twice changes nothing the second time.
 -- One integer clock gives the versions of all items: the microseconds since 1970 when the write was
--- accepted, or one more than the last one given, whichever is larger.
+-- accepted, or one more than the last one given, whichever is larger. The store's are even; a row
+-- changed by hand gets an odd one, so that the two are never the same.
 
 -- The checks keep other hands to what the store can answer: core/item.py has the same rules.
 CREATE TABLE IF NOT EXISTS items (
@@ -84,7 +85,7 @@ COMMENT ON COLUMN foreign_changes.taken_at IS 'When the holder took it over; sta
 
 CREATE OR REPLACE FUNCTION itemstore_version(previous bigint) RETURNS bigint
     LANGUAGE sql VOLATILE AS $$
-    SELECT greatest(previous + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)
+    SELECT greatest(previous + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) | 1
 $$;
 
 CREATE OR REPLACE FUNCTION itemstore_foreign_row() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -197,5 +198,5 @@ COMMENT ON COLUMN store_meta.schema_version IS 'The version of this file that wa
 COMMENT ON COLUMN store_meta.store_id       IS 'Tells one store''s database from another''s.';
 COMMENT ON COLUMN store_meta.purged_before  IS 'Deletes older than this version may be forgotten: an older write can no longer be judged.';
 
-INSERT INTO store_meta (schema_version) VALUES (2)
+INSERT INTO store_meta (schema_version) VALUES (3)
     ON CONFLICT (one) DO UPDATE SET schema_version = greatest(store_meta.schema_version, excluded.schema_version);

@@ -37,12 +37,13 @@ WORKS: Final = ("get", "put")
 ITEMS: Final = 100_000
 CONNECTIONS: Final = 32
 SECONDS: Final = 3.0
+QUICK_SECONDS: Final = 0.2
 
 
 def main() -> None:
     given = command.parse_size(__doc__, ITEMS)
     workload, runs = Workload(given.items), given.runs
-    seconds = 1.0 if given.quick else SECONDS
+    seconds = QUICK_SECONDS if given.quick else SECONDS
     with command.progress() as bar, postgres() as server_dsn:
         result = Result("variants", environment(server_dsn))
         task = bar.add_task("measuring", total=runs * len(VARIANTS))

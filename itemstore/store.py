@@ -340,6 +340,7 @@ class ItemStore:
         self.persister.check("accepted writes are not committed yet")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.queue.when_settled(self.clock.newest, partial(_settle, done))
+        self.persister.wake()
         try:
             async with asyncio.timeout(self.options.commit_timeout_s):
                 await done
@@ -519,7 +520,7 @@ class ItemStore:
             done = self._deadlines.future(partial(self._unconfirmed, version))
             change.settled = (partial(_settle, done),)
         self.queue.put(change)
-        self.persister.wake()
+        self.persister.wake(is_awaited=level is Durability.COMMIT)
         if level is Durability.JOURNAL and done is not None:
             self.journaling.append(change, partial(_settle, done, None))
         return Accepted(change, old is None, done)

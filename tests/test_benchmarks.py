@@ -28,6 +28,7 @@ from benchmarks import (
     preloading,
     targets,
     throughput,
+    variants,
     writes,
     wrk,
 )
@@ -99,6 +100,16 @@ def test_persisting_writes_each_way(run: Run, tmp_path: Path) -> None:
     values = measured(done, file)
     assert set(values) > {*persisting.WAYS, persisting.AMONG, persisting.FREELY}
     assert all(values[way]["wal_bytes"][0] > 0 for way in persisting.WAYS)
+    assert svg.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.skipif(not wrk.is_installed(), reason="wrk is missing; apt-get install wrk")
+def test_every_variant_of_the_server_answers(run: Run, tmp_path: Path) -> None:
+    file, svg = tmp_path / "variants.json", tmp_path / "variants.svg"
+    done = run("variants", "--items", ITEMS, "--runs", 1, "--json", file, "--svg", svg)
+    values = measured(done, file)
+    assert set(values) == set(variants.VARIANTS)
+    assert all(each["get_per_s"][0] > 0 < each["put_per_s"][0] for each in values.values())
     assert svg.read_bytes().startswith(b"<?xml")
 
 

@@ -10,6 +10,7 @@ import psycopg
 import pytest
 
 from itemstore import ItemStore, Preload
+from tests.stores import HOUR_US
 
 NOTES = "SELECT count(*) FROM foreign_changes WHERE taken_at IS NULL"
 
@@ -105,6 +106,22 @@ async def test_a_changed_id_is_seen(stocked: ItemStore, psql: Callable[..., Any]
 
     assert await data(stocked, "a") is None
     assert {"by": "store"} == await data(stocked, "z")
+
+
+async def test_a_write_that_does_not_know_of_a_change_by_hand_is_not_lost(
+    stocked: ItemStore, psql: Callable[..., Any]
+) -> None:
+    """Also where the store's clock is ahead of PostgreSQL's: their versions never are the same."""
+    stocked.clock.saw(stocked.clock.now() + HOUR_US)
+    await stocked.put("a", {"n": 1}, durability="commit")
+    for n in range(2, 6):
+        await psql("""UPDATE items SET data = '{"by": "hand"}' WHERE id = 'a'""")
+        written = await stocked.put("a", {"n": n}, durability="commit")
+        assert [(written.version, {"n": n})] == await psql(
+            "SELECT version, data FROM items WHERE id = 'a'"
+        )
+    await taken_over(psql)
+    assert {"n": 5} == await data(stocked, "a")
 
 
 async def test_many_rows_at_once(stocked: ItemStore, psql: Callable[..., Any]) -> None:

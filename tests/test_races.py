@@ -16,6 +16,7 @@ from typing import Any, Literal, TypeVar
 
 import pytest
 
+from itemstore import persister
 from itemstore.allocator import ID_BLOCK
 from itemstore.core.cache import Row
 from itemstore.core.condition import Condition
@@ -467,6 +468,31 @@ async def test_a_hot_item_neither_starves_nor_pushes_ahead(race: Race) -> None:
         gate.open()
     written = [change.id for [change] in race.pg.written[:9]]
     assert written == ["hot", "a", "b", "c", "hot", "a", "b", "c", "hot"]  # 9
+
+
+async def test_writes_nobody_waits_for_are_gathered(
+    race: Race, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They go in one batch a while after the last, or at once with the first one awaited."""
+    monkeypatch.setattr(persister, "GATHER_S", FOR_EVER_S)
+    store = await race.start()
+    await store.put("first", {}, durability=MEMORY)
+    await until(lambda: not len(store.queue))  # an idle persister waits for nothing
+    for item_id in "abc":
+        await store.put(item_id, {}, durability=MEMORY)
+        await turns()
+    assert [len(batch) for batch in race.pg.written] == [1]
+    await soon(store.put("d", {}, durability=COMMIT))
+    assert [len(batch) for batch in race.pg.written] == [1, 4]
+    await store.put("e", {}, durability=MEMORY)
+    await turns()
+    assert len(race.pg.written) == 2
+    assert (await soon(store.list(count=True))).count == 6  # a list waits for it, too
+    assert [len(batch) for batch in race.pg.written] == [1, 4, 1]
+    await store.put("f", {}, durability=MEMORY)
+    await turns()
+    await soon(store.close())  # and so does the close
+    assert [len(batch) for batch in race.pg.written] == [1, 4, 1, 1]
 
 
 async def test_superseded_writes_are_acknowledged_by_the_newer_one(race: Race) -> None:

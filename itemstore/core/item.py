@@ -63,8 +63,13 @@ def plain(entry: bytes) -> bytes:
 
 
 def next_version(previous: int, now_us: int) -> int:
-    """The store's clock: strictly increasing, and the time where time allows."""
-    return previous + 1 if previous >= now_us else now_us
+    """The store's clock: strictly increasing, and the time where time allows.
+
+    Even: a row changed by hand gets an odd version (schema.sql). So the two are never the same,
+    also where neither knows of the other yet.
+    """
+    version = previous + 1 if previous >= now_us else now_us
+    return version + (version & 1)
 
 
 class VersionClock:

@@ -41,7 +41,7 @@ from itemstore.storage import (
 from itemstore.storage.session import READ_TIMEOUT_S, Session, classify, conninfo
 from itemstore.storage.walk import Walk
 
-SCHEMA_VERSION: Final = 2  # what schema.sql writes into store_meta
+SCHEMA_VERSION: Final = 3  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0

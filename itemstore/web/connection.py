@@ -23,8 +23,9 @@ class Connection(web.RequestHandler):
     connection follows what it hands over: ``_rest`` is how many bytes of the last request are still
     to come. Where that cannot be told, the lane is closed for the rest of the connection.
 
-    A write that waits for its commit holds the connection: what arrives meanwhile is kept for
-    later, so that responses come in the order of the requests (RFC 9112, section 9.3.2).
+    A request that waits, for a commit, a load or room, holds the connection: what arrives meanwhile
+    is kept for later, so that responses come in the order of the requests (RFC 9112, section
+    9.3.2).
     """
 
     __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest")
@@ -76,11 +77,10 @@ class Connection(web.RequestHandler):
                 self.transport.write(answer)
             return
         self._pending = answer
-        assert answer.accepted.done is not None  # noqa: S101 - our own error, not a caller's
-        answer.accepted.done.add_done_callback(self._settled)
+        answer.done.add_done_callback(self._settled)
 
-    def _settled(self, _: asyncio.Future[None]) -> None:
-        """The write that was waited for is durable, or has failed."""
+    def _settled(self, _: asyncio.Future[Any]) -> None:
+        """The item that was waited for is found, or written as durably as was asked; or not."""
         assert self._pending is not None  # noqa: S101 - our own error, not a caller's
         assert self._lane is not None  # noqa: S101
         answer, self._pending = self._lane.settled(self._pending), None
@@ -102,7 +102,7 @@ class Connection(web.RequestHandler):
             self.transport.pause_reading()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
-        """Lets the write that is waited for be answered first."""
+        """Lets what is waited for be answered first."""
         if self._pending is not None:
             self._answered = asyncio.Event()
             try:

@@ -1,10 +1,10 @@
 """The fast lane: hot requests for items, answered from their bytes before aiohttp parses them.
 
-A chunk that arrives on an idle connection, is exactly one request, and asks for what can be done at
-once is answered here: GET and HEAD of an item of which all is known, PUT and POST of a small one.
+A chunk that arrives on an idle connection and is exactly one plain request is answered here: GET
+and HEAD of an item, PUT and POST of a small one; at once, where nothing must be waited for.
 Whatever is unusual in any way is not the lane's business: it returns None, and aiohttp gets the
-untouched bytes. So the lane refuses nothing by itself, and answers nothing otherwise than the
-ordinary route would, byte for byte; tests/web/test_lane.py compares the two.
+untouched bytes. So the lane answers nothing otherwise than the ordinary route would, byte for byte;
+tests/web/test_lane.py compares the two.
 
 What makes it fast is what it leaves out: a task, a request and a response object for each request,
 and most of the parsing, for a client sends the same headers again and again (``Lane._head``).
@@ -12,22 +12,26 @@ and most of the parsing, for a client sends the same headers again and again (``
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
+from collections.abc import Callable
 from email.utils import formatdate
+from functools import partial
 from http import HTTPStatus
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 import orjson
 
 from itemstore.core.condition import Condition
 from itemstore.core.data import loads
-from itemstore.core.item import ID_MAX_BYTES, envelope, version_of
+from itemstore.core.item import ID_MAX_BYTES, Item, envelope, version_of
+from itemstore.core.operation import Create, Put
 from itemstore.errors import ItemNotFound, ItemStoreError
 from itemstore.options import Durability
 from itemstore.reader import UNKNOWN
-from itemstore.store import Accepted, ItemStore
+from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
 
 CHUNK_MAX_BYTES: Final = 64 * 1024
@@ -78,11 +82,11 @@ class Asked(NamedTuple):
 
 
 class Pending(NamedTuple):
-    """A write that is applied, and answered when ``accepted.done`` is settled."""
+    """A request that is answered when ``done`` is settled."""
 
     asked: Asked
-    accepted: Accepted
-    level: Durability
+    done: asyncio.Future[Any]
+    answer: Callable[[Any], bytes]  #: to what ``done`` tells
 
 
 class Lane:
@@ -95,7 +99,7 @@ class Lane:
         self._second, self._date = 0, b""
 
     def answer(self, chunk: bytes) -> bytes | Pending | None:
-        """The response; or the write it waits for; or None if the lane does not answer.
+        """The response; or what it waits for; or None if the lane does not answer.
 
         The chunk is all that has arrived on the connection since it last was idle.
         """
@@ -118,12 +122,10 @@ class Lane:
         return None
 
     def settled(self, pending: Pending) -> bytes:
-        """The response to a write that is now as durable as was asked, or has failed."""
-        asked, accepted, _ = pending
+        """The response, now that what it waits for is settled."""
+        asked, done, answer = pending
         try:
-            if accepted.done is not None:
-                accepted.done.result()
-            return self._written(pending)
+            return answer(done.result())
         except ItemStoreError as error:
             return self._problem(error, asked)
         except Exception:
@@ -132,16 +134,13 @@ class Lane:
 
     # --- reading
 
-    def _read(self, method: str, in_path: bytes, block: bytes, started: float) -> bytes | None:
+    def _read(
+        self, method: str, in_path: bytes, block: bytes, started: float
+    ) -> bytes | Pending | None:
         head, store = self._head(block), self._store
         if head is None or head.length or head.when.if_match is not None or not _is_plain(in_path):
             return None
-        if store.monotonic() >= store.lease.reads_until:
-            return None
         item_id = in_path.decode()
-        entry = store.reader.known(item_id)
-        if entry is UNKNOWN:
-            return None
         asked = Asked(
             method,
             f"/items/{item_id}",
@@ -149,10 +148,17 @@ class Lane:
             started,
             traffic.request_id(head.request_id, head.railway_request_id),
         )
+        entry = store.reader.known(item_id)
+        if entry is UNKNOWN or store.monotonic() >= store.lease.reads_until:
+            finding = asyncio.get_running_loop().create_task(store.reader.find(item_id))
+            return Pending(asked, finding, partial(self._found, asked, head, item_id))
+        return self._found(asked, head, item_id, entry)
+
+    def _found(self, asked: Asked, head: Head, item_id: str, entry: bytes | None) -> bytes:
         if entry is None:
             return self._problem(ItemNotFound(f"There is no item {item_id!r}."), asked)
         version = version_of(entry)
-        pending = b"Durability: pending\r\n" if store.is_pending(item_id) else b""
+        pending = b"Durability: pending\r\n" if self._store.is_pending(item_id) else b""
         if head.when.is_unmodified(entry):
             return self._response(304, _UNMODIFIED % (version, pending), asked, None)
         headers = _ITEM % (version, pending, b"")
@@ -166,31 +172,36 @@ class Lane:
         head = self._head(block)
         if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
             return None
+        store = self._store
         try:
-            level, value = self._store.level(head.durability), loads(body)
+            level, value = store.level(head.durability), loads(body)
+            operation: Create | Put
             if in_path is None:
                 method, path, route = "POST", "/items", "POST /items"
-                accepted = self._store.accept_now(requests.create(value), level)
+                operation = requests.create(value)
             else:
                 item_id = in_path.decode()
                 method, path, route = "PUT", f"/items/{item_id}", "PUT /items/{id}"
-                accepted = self._store.accept_now(requests.put(value, item_id, head.when), level)
+                operation = requests.put(value, item_id, head.when)
+            accepted = store.accept_now(operation, level)
         except ItemStoreError:
             return None  # nothing was changed, and the ordinary route says what is wrong
-        if accepted is None:
-            return None
         request_id = traffic.request_id(head.request_id, head.railway_request_id)
-        pending = Pending(Asked(method, path, route, started, request_id), accepted, level)
-        return pending if accepted.done is not None else self._written(pending)
+        asked = Asked(method, path, route, started, request_id)
+        if accepted is None:
+            writing = asyncio.get_running_loop().create_task(store.write(operation, level))
+            return Pending(asked, writing, partial(self._written, asked, level))
+        if accepted.done is None:
+            return self._written(asked, level, accepted.item)
+        return Pending(asked, accepted.done, lambda _: self._written(asked, level, accepted.item))
 
-    def _written(self, pending: Pending) -> bytes:
-        asked, (change, is_new, _), level = pending
+    def _written(self, asked: Asked, level: Durability, item: Item) -> bytes:
         durability, location, status = b"Durability: %b\r\n" % level.encode(), b"", 200
-        if is_new:
-            location = b"Location: /items/%b\r\n" % quote(change.id, safe="").encode()
+        if item.is_new:
+            location = b"Location: /items/%b\r\n" % quote(item.id, safe="").encode()
             status = 201
-        headers = _ITEM % (change.version, durability, location)
-        return self._response(status, headers, asked, envelope(change.id, change.entry))
+        headers = _ITEM % (item.version, durability, location)
+        return self._response(status, headers, asked, item.json())
 
     # --- what both need
 

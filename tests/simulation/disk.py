@@ -164,14 +164,14 @@ class Disk:
     def change_by_hand(self, item_id: str, text: bytes | None, now_us: int) -> None:
         """INSERT, UPDATE or, without a text, DELETE in psql; the triggers do the rest."""
         old = self.items.get(item_id)
-        version = max(now_us, self.version(item_id) + 1)
+        version = max(now_us, self.version(item_id) + 1) | 1
         created = version if old is None else created_us_of(old)
         self._put(item_id, version, None if text is None else pack(version, created, text))
         self._note(item_id, version)
 
     def truncate(self, now_us: int) -> None:
         """TRUNCATE leaves no tombstones: its note says what is gone."""
-        version = max([now_us, *(version_of(entry) + 1 for entry in self.items.values())])
+        version = max([now_us, *(version_of(entry) + 1 for entry in self.items.values())]) | 1
         self.items.clear()
         self._note("", version)
 

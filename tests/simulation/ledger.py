@@ -21,7 +21,6 @@ from tests.simulation.disk import Disk
 from tests.simulation.world import World
 
 HAND: Final = "hand"  # what the ids begin with that only other hands change
-HAND_US: Final = 333
 
 
 @dataclass
@@ -91,8 +90,7 @@ class Ledger:
     def change_by_hand(self, item_id: str, text: bytes | None) -> None:
         """Somebody in psql; no instance need know of it before it takes the change over."""
         old = self.disk.items.get(item_id)
-        # Between two microseconds of the instances' clocks, as it were.
-        self.disk.change_by_hand(item_id, text, self.world.now_us() + HAND_US)
+        self.disk.change_by_hand(item_id, text, self.world.now_us())
         version = self.disk.version(item_id)
         entry = self.disk.items.get(item_id, pack(version, version, b""))
         change = Change(item_id, version, entry, deleted=text is None, now_s=0.0)

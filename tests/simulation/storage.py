@@ -131,7 +131,8 @@ class FlakyStorage:
         self.awake, self.reachable = asyncio.Event(), asyncio.Event()
         self.awake.set()
         self.reachable.set()
-        #: Whether the last call for the lease failed for another reason than that it slept.
+        #: Whether a call for the lease failed for another reason than that it slept, and none has
+        #: succeeded since.
         self.in_doubt = False
         self._times_frozen = 0
         self._writing = ""
@@ -320,7 +321,7 @@ class FlakyStorage:
         try:
             answer = await self._call(name, effect, limit_s=limit_s)
         except StorageError:
-            self.in_doubt = frozen == (self._times_frozen, True)
+            self.in_doubt |= frozen == (self._times_frozen, True)
             raise
         self.in_doubt = False
         return answer

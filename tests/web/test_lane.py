@@ -20,7 +20,7 @@ import pytest_asyncio
 from aiohttp import web
 
 from itemstore.core.item import version_of
-from itemstore.options import Options
+from itemstore.options import Options, Preload
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import lane as lane_module
@@ -432,7 +432,7 @@ async def test_what_the_lane_answers(
     assert answered == len(sides[0].answered) - before
 
 
-# --- a write that waits for its commit
+# --- a request that must wait
 
 
 @asynccontextmanager
@@ -444,7 +444,7 @@ async def waiting(dsn: str, **options: Any) -> AsyncIterator[tuple[Side, Gated, 
         stack.push_async_callback(store.close, 10.0)  # after the server, as in production
         one = await serve(stack, store, fast=True)
         await soon(store.start())
-        await until(lambda: store.cache.hydrated)
+        await until(lambda: store.cache.hydrated or not store.cache.fills)
         yield one, storage, stack
 
 
@@ -528,3 +528,44 @@ async def test_a_commit_that_is_not_confirmed_is_told(dsn: str) -> None:
         assert b'"code":"commit_unconfirmed"' in answer
         write.open()
         writer.close()
+
+
+USUAL: Final = b" HTTP/1.1\r\nHost: test\r\nX-Request-Id: 1\r\n"
+UNUSUAL: Final = USUAL + b"TE: trailers\r\n"  # which the lane leaves to aiohttp
+
+
+@pytest.mark.parametrize("item_id", [b"cold", b"none", b"away"])
+async def test_a_read_that_asks_postgresql(
+    dsn: str, monkeypatch: pytest.MonkeyPatch, item_id: bytes
+) -> None:
+    """A cold item, an absent one, and one that cannot be loaded, as on the ordinary route."""
+    async with waiting(dsn, skip_items_preload=Preload.SKIP) as (one, storage, _):
+        _count_answers(monkeypatch, one)
+        await one.store.put("cold", {"a": 1}, durability="commit")
+        if item_id == b"away":
+            storage.cut_off()
+        answers = []
+        for head in (USUAL, UNUSUAL):
+            one.store.cache.clear()
+            answers.append(await one.ask([b"GET /items/" + item_id + head + b"\r\n"]))
+        assert answers[0] == answers[1]
+        assert 1 == len(one.answered)
+        storage.join()
+
+
+async def test_a_write_that_waits_for_room(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the queue is full it waits, and is answered as on the ordinary route."""
+    async with waiting(dsn, queue_items_max=2) as (one, storage, _):
+        _count_answers(monkeypatch, one)
+        write = storage.hold("write")
+        await one.store.put("first", {}, durability="memory")
+        await soon(write.reached())
+        body = b'Content-Length: 16\r\n\r\n{"data":{"a":1}}'
+        heads = (USUAL, UNUSUAL)
+        asking = [asyncio.ensure_future(one.ask([b"PUT /items/a" + head + body])) for head in heads]
+        await until(lambda: len(one.store.admission._waiting) == len(heads))
+        write.open()
+        for answer in await soon(asyncio.gather(*asking)):
+            assert b"\r\nX-Request-Id: 1\r\n" in answer
+            assert b'"data":{"a":1}}HTTP/1.1 200' in answer
+        assert 1 == len(one.answered)
