@@ -32,7 +32,7 @@ LAYERS = (
     ("packer",),
     ("deployment",),
     ("database", "settings"),
-    ("deadlines", "log", "memory", "options", "process", "tasks"),
+    ("accepted", "deadlines", "log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

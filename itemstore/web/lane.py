@@ -21,13 +21,14 @@ from urllib.parse import quote
 
 import orjson
 
+from itemstore.accepted import Accepted
 from itemstore.core.condition import Condition
 from itemstore.core.data import loads
 from itemstore.core.item import ID_MAX_BYTES, envelope, version_of
 from itemstore.errors import ItemNotFound, ItemStoreError
 from itemstore.options import Durability
 from itemstore.reader import UNKNOWN
-from itemstore.store import Accepted, ItemStore
+from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
 
 CHUNK_MAX_BYTES: Final = 64 * 1024
@@ -184,7 +185,7 @@ class Lane:
         return pending if accepted.done is not None else self._written(pending)
 
     def _written(self, pending: Pending) -> bytes:
-        asked, (change, is_new, _), level = pending
+        asked, (change, is_new, *_), level = pending
         durability, location, status = b"Durability: %b\r\n" % level.encode(), b"", 200
         if is_new:
             location = b"Location: /items/%b\r\n" % quote(change.id, safe="").encode()
