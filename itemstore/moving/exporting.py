@@ -1,0 +1,90 @@
+"""An export from beginning to end: items in order of the id, a page at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Final
+
+from itemstore.core.cache import Row
+from itemstore.errors import MovingError, WrongUsage
+from itemstore.moving.direct import store_database
+from itemstore.moving.display import Display
+from itemstore.moving.parts import in_thread
+from itemstore.moving.remote import ServerItems, entry
+from itemstore.moving.sources import STANDARD, Format, guess
+from itemstore.moving.writers import check_fields, writer
+from itemstore.settings import Settings
+from itemstore.storage import StorageError
+from itemstore.storage.postgres import Postgres
+
+PAGE_ITEMS: Final = 200  # of a server, in memory at once
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """What ``itemstore export`` was asked for."""
+
+    target: str
+    format: Format | None
+    prefix: str
+    fields: str | None
+    server: str
+    token: str
+    overwrite: bool
+
+
+async def export(settings: Settings, options: ExportOptions) -> int:
+    """Writes the items. Returns how many. Raises WrongUsage, MovingError."""
+    what = options.format or guess(options.target)
+    if what not in (Format.NDJSON, Format.CSV, Format.SQLITE):
+        raise WrongUsage(f"--format {what} cannot be written: give ndjson, csv or sqlite.")
+    if options.fields and what is not Format.CSV:
+        raise WrongUsage("--fields are for CSV; the other formats have everything.")
+    fields = check_fields(options.fields)
+    path = _export_path(options, what)
+    items = 0
+    try:
+        with writer(path, what, fields) as made, Display("export", None) as display:
+            async for page in _pages(settings, options):
+                await asyncio.to_thread(made.add, page)
+                items += len(page)
+                display.update(items, items)
+    except (OSError, sqlite3.Error) as error:
+        raise MovingError(f"{options.target} cannot be written: {error}.") from error
+    except StorageError as error:
+        raise MovingError(f"PostgreSQL cannot give the items: {error}.") from error
+    return items
+
+
+def _export_path(options: ExportOptions, what: Format) -> Path | None:
+    if options.target == STANDARD:
+        if what is Format.SQLITE:
+            raise WrongUsage("A SQLite file cannot be written to standard output: name a file.")
+        return None
+    path = Path(options.target)
+    if path.exists() and not options.overwrite:
+        raise WrongUsage(f"{path} exists. Give another name, or --overwrite.")
+    if not path.parent.is_dir():
+        raise WrongUsage(f"There is no directory {path.parent}.")
+    return path
+
+
+async def _pages(settings: Settings, options: ExportOptions) -> AsyncIterator[Sequence[Row]]:
+    if options.server:
+        items = map(entry, ServerItems(options.server, options.token, options.prefix).lines())
+        while page := await in_thread(lambda: list(islice(items, PAGE_ITEMS))):
+            yield page
+        return
+    async with store_database(settings) as dsn:
+        storage = Postgres(dsn)
+        try:
+            await storage.open()
+            async for page in storage.export(options.prefix, None):
+                yield page
+        finally:
+            await storage.close()
