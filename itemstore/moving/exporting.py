@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -50,10 +51,11 @@ async def export(settings: Settings, options: ExportOptions) -> int:
     items = 0
     try:
         with writer(path, what, fields) as made, Display("export", None) as display:
-            async for page in _pages(settings, options):
-                await asyncio.to_thread(made.add, page)
-                items += len(page)
-                display.update(items, items)
+            async with aclosing(_pages(settings, options)) as pages:
+                async for page in pages:
+                    await asyncio.to_thread(made.add, page)
+                    items += len(page)
+                    display.update(items, items)
     except (OSError, sqlite3.Error) as error:
         raise MovingError(f"{options.target} cannot be written: {error}.") from error
     except StorageError as error:
@@ -74,7 +76,7 @@ def _export_path(options: ExportOptions, what: Format) -> Path | None:
     return path
 
 
-async def _pages(settings: Settings, options: ExportOptions) -> AsyncIterator[Sequence[Row]]:
+async def _pages(settings: Settings, options: ExportOptions) -> AsyncGenerator[Sequence[Row]]:
     if options.server:
         items = map(entry, ServerItems(options.server, options.token, options.prefix).lines())
         while page := await in_thread(lambda: list(islice(items, PAGE_ITEMS))):
@@ -84,7 +86,8 @@ async def _pages(settings: Settings, options: ExportOptions) -> AsyncIterator[Se
         storage = Postgres(dsn)
         try:
             await storage.open()
-            async for page in storage.export(options.prefix, None):
-                yield page
+            async with aclosing(storage.export(options.prefix)) as pages:
+                async for page in pages:
+                    yield page
         finally:
             await storage.close()

@@ -30,6 +30,8 @@ ATTEMPTS: Final = 6  # without progress; with the pauses between them half a min
 PAUSE_S: Final = 1.0
 SILENCE_MAX_S: Final = 60.0
 NDJSON: Final = "application/x-ndjson"
+#: As the server tells them → as a ``Tally`` counts them.
+STATUSES: Final = {each: each for each in ("created", "replaced", "unchanged", "skipped")}
 _RESULT_BYTES_MAX: Final = 64 * 1024
 _LINE_BYTES_MAX: Final = DATA_MAX_BYTES + 6 * ID_MAX_BYTES + 1_000
 _ID: Final = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
@@ -54,8 +56,7 @@ class Remote:
         while len(results) < len(rows):
             confirmed = len(results)
             try:
-                await self._post(rows[confirmed:], results)
-                reason = "it ended the import early"
+                reason = await self._post(rows[confirmed:], results)
             except (aiohttp.ClientError, TimeoutError) as error:
                 reason = str(error) or type(error).__name__
             failures = 0 if len(results) > confirmed else failures + 1
@@ -65,7 +66,8 @@ class Remote:
                 await asyncio.sleep(PAUSE_S * failures)
         return results
 
-    async def _post(self, rows: Sequence[Row], results: list[str | Rejected]) -> None:
+    async def _post(self, rows: Sequence[Row], results: list[str | Rejected]) -> str:
+        """Adds the results as they come. Returns why they ended, should there be too few."""
         body = io.BytesIO(b"".join(map(line, rows)))
         asked = {"conflict": str(self._conflict)}
         async with self._session.post(
@@ -76,11 +78,15 @@ class Remote:
             if answer.status != 200:
                 raise MovingError(f"{self._url} refused the import: {await _problem(answer)}")
             numbers = iter(rows)
-            async for told in answer.content:
-                result = orjson.loads(told)
-                if "done" in result:
-                    return
-                results.append(_result(next(numbers).number, result))
+            try:
+                async for told in answer.content:
+                    result = orjson.loads(told)
+                    if "done" in result:
+                        return str(result.get("problem", {}).get("detail", "it ended early"))
+                    results.append(_result(next(numbers).number, result))
+            except (ValueError, LookupError, TypeError, AttributeError, StopIteration):
+                raise MovingError(f"What answers at {self._url} is no itemstore.") from None
+        return "the connection ended early"
 
 
 def line(row: Row) -> bytes:
@@ -96,7 +102,7 @@ def line(row: Row) -> bytes:
 def _result(number: int, result: dict[str, Any]) -> str | Rejected:
     if result["status"] == "failed":
         return Rejected(number, str(result["problem"].get("detail", "it was refused")))
-    return str(result["status"])
+    return STATUSES[result["status"]]
 
 
 async def _problem(answer: aiohttp.ClientResponse) -> str:

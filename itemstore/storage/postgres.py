@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -218,12 +218,12 @@ class Postgres:
         [(count,)] = await self._read(statements.COUNT, parameters)
         return rows, count
 
-    async def export(self, prefix: str, after: str | None) -> AsyncIterator[list[Row]]:
+    async def export(self, prefix: str) -> AsyncGenerator[list[Row]]:
         """All items whose ids begin so, in order of the id, as they are committed at one moment.
 
-        ``after``: only those beyond this id. Raises StorageError.
+        Raises StorageError.
         """
-        parameters = {"prefix": prefix, "prefix_end": prefix_end(prefix), "after": after}
+        parameters = {"prefix": prefix, "prefix_end": prefix_end(prefix)}
         try:
             async with (
                 self._pool.connection() as connection,

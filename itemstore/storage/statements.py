@@ -359,7 +359,7 @@ SELECT current_setting('server_version'),
 #: All items in order of the id, for a cursor.
 EXPORT: Final = f"""
 SELECT id, {_PACKED} FROM items
- WHERE {_IN_PREFIX} AND (%(after)s::text IS NULL OR id > %(after)s::text)
+ WHERE {_IN_PREFIX}
  ORDER BY id
 """  # noqa: S608 - built from constants above
 

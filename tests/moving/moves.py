@@ -41,14 +41,16 @@ def moved(dsn: str, *arguments: object) -> str:
     return done.said
 
 
-def begun(dsn: str, *arguments: object, stdin: int | None = None) -> subprocess.Popen[str]:
-    """The same in a process of its own."""
+def begun(
+    dsn: str, *arguments: object, stdin: int | None = None, joined: bool = True
+) -> subprocess.Popen[str]:
+    """The same in a process of its own; ``joined``: with standard error among its output."""
     return subprocess.Popen(
         [sys.executable, "-m", "itemstore", *map(str, arguments)],
         env=os.environ | {"DATABASE_URL": dsn},
         stdin=stdin,
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=subprocess.STDOUT if joined else subprocess.PIPE,
         text=True,
     )
 
