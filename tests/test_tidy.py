@@ -21,6 +21,7 @@ LAYERS = (
     ("cli",),  # commands
     ("moving", "report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
+    ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
     ("reader",),
     (
