@@ -194,6 +194,9 @@ def export_items(
     fields: Annotated[
         str, typer.Option(help="The columns of CSV: id,created_at,data.name; by default all.")
     ] = "",
+    keep_formulas: Annotated[
+        bool, typer.Option("--keep-formulas", help="CSV: what a spreadsheet may run, as it is.")
+    ] = False,
     server: _Server = "",
     token: _Token = "",
     overwrite: Annotated[
@@ -210,6 +213,7 @@ def export_items(
         format=_one_of(Format, what, "--format"),
         prefix=prefix,
         fields=fields or None,
+        formulas=keep_formulas,
         server=server,
         token=token,
         overwrite=overwrite,

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1] / "itemstore"
 LAYERS = (
     ("__main__",),
     ("cli",),  # commands
-    ("moving", "report", "web"),  # what a person and what a client gets
+    ("moving",),  # commands that take long
+    ("report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from itemstore.core.cache import Row
-from itemstore.errors import MovingError, WrongUsage
+from itemstore.errors import InvalidParameter, MovingError, WrongUsage
 from itemstore.moving.direct import store_database
 from itemstore.moving.display import Display
 from itemstore.moving.parts import in_thread
 from itemstore.moving.remote import ServerItems, entry
 from itemstore.moving.sources import STANDARD, Format, guess
-from itemstore.moving.writers import check_fields, writer
+from itemstore.moving.writers import Csv, Ndjson, Writer, writer
 from itemstore.settings import Settings
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
+from itemstore.web import columns
 
 PAGE_ITEMS: Final = 200  # of a server, in memory at once
 
@@ -34,6 +36,7 @@ class ExportOptions:
     format: Format | None
     prefix: str
     fields: str | None
+    formulas: bool  #: CSV: texts that a spreadsheet would run are written as they are
     server: str
     token: str
     overwrite: bool
@@ -46,11 +49,11 @@ async def export(settings: Settings, options: ExportOptions) -> int:
         raise WrongUsage(f"--format {what} cannot be written: give ndjson, csv or sqlite.")
     if options.fields and what is not Format.CSV:
         raise WrongUsage("--fields are for CSV; the other formats have everything.")
-    fields = check_fields(options.fields)
+    text = _text(what, options)
     path = _export_path(options, what)
     items = 0
     try:
-        with writer(path, what, fields) as made, Display("export", None) as display:
+        with writer(path, text) as made, Display("export", None) as display:
             async with aclosing(_pages(settings, options)) as pages:
                 async for page in pages:
                     await asyncio.to_thread(made.add, page)
@@ -61,6 +64,17 @@ async def export(settings: Settings, options: ExportOptions) -> int:
     except StorageError as error:
         raise MovingError(f"PostgreSQL cannot give the items: {error}.") from error
     return items
+
+
+def _text(what: Format, options: ExportOptions) -> Callable[[BinaryIO], Writer] | None:
+    """What writes the format; None for SQLite. Raises WrongUsage."""
+    if what is not Format.CSV:
+        return None if what is Format.SQLITE else Ndjson
+    try:
+        paths = columns.parse(options.fields or columns.FIELDS_DEFAULT)
+    except InvalidParameter as error:
+        raise WrongUsage(f"--fields: {error.detail}") from None
+    return partial(Csv, paths=paths, keeps_formulas=options.formulas)
 
 
 def _export_path(options: ExportOptions, what: Format) -> Path | None:

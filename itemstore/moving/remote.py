@@ -17,8 +17,7 @@ import aiohttp
 import orjson
 
 from itemstore.core.cache import Row as Entry
-from itemstore.core.data import DATA_MAX_BYTES
-from itemstore.core.item import ID_MAX_BYTES, pack, timestamp
+from itemstore.core.item import pack, timestamp
 from itemstore.core.operation import Conflict
 from itemstore.errors import MovingError
 from itemstore.moving.mapping import microseconds
@@ -33,7 +32,6 @@ NDJSON: Final = "application/x-ndjson"
 #: As the server tells them → as a ``Tally`` counts them.
 STATUSES: Final = {each: each for each in ("created", "replaced", "unchanged", "skipped")}
 _RESULT_BYTES_MAX: Final = 64 * 1024
-_LINE_BYTES_MAX: Final = DATA_MAX_BYTES + 6 * ID_MAX_BYTES + 1_000
 _ID: Final = re.compile(rb'\{"id":("(?:[^"\\]|\\.)*")')
 _DATA: Final = b',"data":'  # no string has it: there a quote is escaped
 
@@ -170,7 +168,7 @@ class ServerItems(Source):
             told = _detail(error.read(_RESULT_BYTES_MAX)) or error.reason
             raise MovingError(f"{self._url} answered {error.code}: {told}") from error
         with answer:
-            for found in lines(_parts(answer), bytes_max=_LINE_BYTES_MAX):
+            for found in lines(_parts(answer)):
                 named = _ID.match(found or b"")
                 if found is None or named is None:
                     raise MovingError(f"What answers at {self._url} is no itemstore.")

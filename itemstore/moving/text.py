@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import Final, Protocol
 
+from itemstore.core.lines import LINE_MAX_BYTES, Lines
 from itemstore.errors import BodyTooLarge, InvalidInput, InvalidItem, MovingError
 from itemstore.moving.record import Record
 
 BLOCK_BYTES: Final = 256 * 1024
-RECORD_BYTES_MAX: Final = 4 * 1024 * 1024  # an item of 1 MiB with much of it escaped
+RECORD_BYTES_MAX: Final = 4 * 1024 * 1024  # an item of 1 MiB, indented, or much of it escaped
 _BOM: Final = b"\xef\xbb\xbf"
 
 #: Up to the next bracket that is in no string. Possessive, so that it never goes back: a block
@@ -44,20 +45,12 @@ def blocks(file: Raw) -> Iterator[bytes]:
         block = file.read(BLOCK_BYTES) or b""
 
 
-def lines(file: Iterable[bytes], *, bytes_max: int = RECORD_BYTES_MAX) -> Iterator[bytes | None]:
-    """The lines without their ends; None for one that is longer than ``bytes_max``."""
-    rest, is_too_long = b"", False
+def lines(file: Iterable[bytes]) -> Iterator[bytes | None]:
+    """The lines without their ends; None for one that is too long for an item."""
+    split = Lines()
     for block in file:
-        first, *others = block.split(b"\n")
-        rest += first
-        if others:
-            yield None if is_too_long or len(rest) > bytes_max else rest
-            yield from (each if len(each) <= bytes_max else None for each in others[:-1])
-            rest, is_too_long = others[-1], False
-        elif len(rest) > bytes_max:
-            rest, is_too_long = b"", True
-    if rest or is_too_long:
-        yield None if is_too_long else rest
+        yield from (line.text for line in split.split(block))
+    yield from (line.text for line in split.last())
 
 
 def ndjson(file: Iterable[bytes]) -> Iterator[Record]:
@@ -167,4 +160,4 @@ def _delimiter(start: bytes) -> str:
 
 
 def _too_large() -> BodyTooLarge:
-    return BodyTooLarge(f"The line has more than {RECORD_BYTES_MAX:,} bytes.")
+    return BodyTooLarge(f"The line has more than {LINE_MAX_BYTES:,} bytes.")

@@ -22,6 +22,7 @@ TEXT = (ROOT / "docs" / "moving.md").read_text("utf-8")
 EXAMPLES = re.findall(r"^```sh\n(.*?)^```", TEXT, re.M | re.S)
 
 
+@pytest.mark.timeout(400)  # eight commands, each a process of its own
 @pytest.mark.skipif(shutil.which("bash") is None, reason="install bash")
 def test_the_examples_run(
     dsn: str, server: Callable[[int], str], databases: Any, tmp_path: Path

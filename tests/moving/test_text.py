@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from itemstore.core import lines as core_lines
 from itemstore.errors import InvalidInput, MovingError
 from itemstore.moving import text
 
@@ -39,8 +40,6 @@ def test_the_elements_of_an_array_are_those_that_a_parser_finds(
 def test_lines_are_what_stands_between_line_feeds(made: list[bytes], size: int) -> None:
     content = b"".join(line + b"\n" for line in made)
     assert made == list(text.lines(blocks(content, size)))
-    short = [line if len(line) <= 9 else None for line in made]
-    assert short == list(text.lines(blocks(content, size), bytes_max=9))
 
 
 @given(
@@ -80,8 +79,7 @@ def test_a_bad_row_of_csv_is_one_record_and_the_next_is_whole() -> None:
 
 
 def test_a_line_that_is_too_long_is_one_record(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(text, "RECORD_BYTES_MAX", 8)
-    monkeypatch.setattr(text.lines, "__kwdefaults__", {"bytes_max": 8})
+    monkeypatch.setattr(core_lines, "LINE_MAX_BYTES", 8)
     content = [b'{"a":1}\n', b'{"a":"', b"x" * 20, b'"}\n\n{"a":2}']
     found = list(text.ndjson(content))
     assert [b'{"a":1}', None, b'{"a":2}'] == [found[0], found[2], found[3]]
