@@ -46,7 +46,7 @@ Cities = dict[str, City]
 def main() -> None:
     given = _arguments()
     try:
-        cities = identified(_cities(given.file))
+        cities = identified(every(given.file))
     except CitiesMissing as error:
         sys.exit(str(error))
     cities = dict(list(cities.items())[: given.limit])
@@ -72,8 +72,8 @@ class CitiesMissing(Exception):
     """The cities cannot be had; the message says what to do."""
 
 
-def _cities(file: Path | None) -> list[City]:
-    """Raises CitiesMissing."""
+def every(file: Path | None = None) -> list[City]:
+    """All of the package, or of a copy of its file. Raises CitiesMissing."""
     try:
         found = orjson.loads((file or _fetched()).read_bytes())
     except (OSError, orjson.JSONDecodeError) as error:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn, TypeVar
 
 import typer
 
 from itemstore import __version__, settings
 from itemstore.errors import StartupError
+
+E = TypeVar("E", bound=StrEnum)
 
 app = typer.Typer(
     help="A JSON item store with memory-speed reads and writes and plain PostgreSQL underneath.",
@@ -96,6 +100,132 @@ def discard(
     if not yes:
         typer.confirm(f"Give up the accepted write of {item_id!r} for good?", abort=True)
     sys.exit(report.quarantine_discard(_url(url), item_id))
+
+
+_Format = Annotated[
+    str, typer.Option("--format", help="ndjson, json, csv, sqlite, postgres or itemstore.")
+]
+_Server = Annotated[
+    str, typer.Option("--server", help="A running server, instead of its database: http://…")
+]
+_Token = Annotated[
+    str, typer.Option("--token", envvar="ITEMSTORE_TOKEN", help="Sent to that server.", hidden=True)
+]
+
+
+@app.command("import")
+def import_items(
+    source: Annotated[str, typer.Argument(help="A file, an address, or - for standard input.")],
+    what: _Format = "",
+    table: Annotated[str, typer.Option(help="Of a SQLite file or a PostgreSQL database.")] = "",
+    query: Annotated[str, typer.Option(help="The same, by a SELECT.")] = "",
+    id_column: Annotated[
+        str | None, typer.Option("--id", help="The column with the id; by default id.")
+    ] = None,
+    created_at: Annotated[
+        str | None, typer.Option(help="The column with the time of creation; '' for none.")
+    ] = None,
+    updated_at: Annotated[
+        str | None, typer.Option(help="The column with the time of the last change; '' for none.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="The column that holds the whole data, as JSON.")
+    ] = None,
+    columns: Annotated[
+        str, typer.Option(help="a,b,c: the columns that become the data; by default all others.")
+    ] = "",
+    parse: Annotated[
+        bool, typer.Option("--parse", help="Text that is JSON, such as 12, becomes its value.")
+    ] = False,
+    delimiter: Annotated[str, typer.Option(help="Of CSV; by default found out.")] = "",
+    conflict: Annotated[
+        str, typer.Option(help="Of an item that is there: newer (replaces it), skip or replace.")
+    ] = "newer",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Read and check everything, write nothing.")
+    ] = False,
+    rejects: Annotated[
+        Path | None, typer.Option(help="The file for rejected rows and the reasons, NDJSON.")
+    ] = None,
+    server: _Server = "",
+    token: _Token = "",
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Begin anew instead of going on.")
+    ] = False,
+) -> None:
+    """Put the rows of a file, a database or another itemstore into the store."""
+    from itemstore.core.operation import Conflict
+    from itemstore.moving import command
+    from itemstore.moving.mapping import Columns
+    from itemstore.moving.sources import Choice, Format
+
+    options = command.ImportOptions(
+        choice=Choice(
+            name=source,
+            format=_one_of(Format, what, "--format"),
+            table=table or None,
+            query=query or None,
+            id_column=id_column,
+            delimiter=delimiter or None,
+        ),
+        columns=Columns(
+            id=id_column,
+            created_at=created_at,
+            updated_at=updated_at,
+            data=data,
+            kept=tuple(columns.split(",")) if columns else (),
+            parse=parse,
+        ),
+        conflict=_one_of(Conflict, conflict, "--conflict") or Conflict.NEWER,
+        server=server,
+        token=token,
+        dry_run=dry_run,
+        restart=restart,
+        rejects=rejects,
+    )
+    sys.exit(command.run_import(_settings(), options))
+
+
+@app.command("export")
+def export_items(
+    target: Annotated[str, typer.Argument(help="A file, or - for standard output.")],
+    what: _Format = "",
+    prefix: Annotated[str, typer.Option(help="Only items whose ids begin so.")] = "",
+    fields: Annotated[
+        str, typer.Option(help="The columns of CSV: id,created_at,data.name; by default all.")
+    ] = "",
+    keep_formulas: Annotated[
+        bool, typer.Option("--keep-formulas", help="CSV: what a spreadsheet may run, as it is.")
+    ] = False,
+    server: _Server = "",
+    token: _Token = "",
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the file if it exists.")
+    ] = False,
+) -> None:
+    """Write all items to an NDJSON, CSV or SQLite file, in order of the id."""
+    from itemstore.moving import command
+    from itemstore.moving.exporting import ExportOptions
+    from itemstore.moving.sources import Format
+
+    options = ExportOptions(
+        target=target,
+        format=_one_of(Format, what, "--format"),
+        prefix=prefix,
+        fields=fields or None,
+        formulas=keep_formulas,
+        server=server,
+        token=token,
+        overwrite=overwrite,
+    )
+    sys.exit(command.run_export(_settings(), options))
+
+
+def _one_of(kind: type[E], given: str, option: str) -> E | None:
+    """None for none given."""
+    if given and given not in list(kind):
+        _fail(f"{option} {given} is not allowed: give {', '.join(kind)}.")
+    return kind(given) if given else None
 
 
 def _url(url: str) -> str:

@@ -16,7 +16,9 @@
     ├── Unavailable              try again later; nothing was lost
     │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
     │       DurabilityUnavailable, Starting, Stopping                              503
-    └── StartupError             the process cannot start; never an HTTP answer
+    ├── StartupError             the process cannot start; never an HTTP answer
+    └── MovingError              an import or export cannot go on; never an HTTP answer
+        └── WrongUsage           … as it was asked for
 
 A class's docstring is its title; the message given when raising says what to do.
 """
@@ -237,3 +239,15 @@ class StartupError(ItemStoreError):
     """The store cannot start."""
 
     code = "startup_error"
+
+
+class MovingError(ItemStoreError):
+    """The import or export cannot go on."""
+
+    code = "moving_error"
+
+
+class WrongUsage(MovingError):
+    """The import or export cannot be done as it was asked for."""
+
+    code = "wrong_usage"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from enum import Enum
 from typing import Final
 
@@ -63,6 +63,13 @@ class Reader:
     async def load(self, item_id: str) -> None:
         """Makes it known to who holds the lease. Raises DatabaseUnavailable, Overloaded."""
         await self._timely(self._loader.load, item_id)
+
+    async def load_all(self, ids: Iterable[str | None]) -> dict[str, BaseException]:
+        """Makes them known, those that are not with one query. Returns what failed, by id."""
+        unknown = dict.fromkeys(each for each in ids if each and self.known(each) is UNKNOWN)
+        loads = await asyncio.gather(*map(self.load, unknown), return_exceptions=True)
+        answers = zip(unknown, loads, strict=True)
+        return {each: load for each, load in answers if isinstance(load, BaseException)}
 
     async def _find(self, item_id: str) -> bytes | None:
         while await self._lease.to_answer():

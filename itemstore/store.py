@@ -13,27 +13,39 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
+from itemstore.accepted import Accepted, finished, outcome, settle
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
 from itemstore.core import listing
 from itemstore.core.cache import Cache
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack
-from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
+from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack, version_of
+from itemstore.core.operation import (
+    KEEP,
+    Create,
+    Delete,
+    Get,
+    Import,
+    Operation,
+    Patch,
+    Put,
+    Write,
+)
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
     CommitUnconfirmed,
     DatabaseUnavailable,
     ItemNotFound,
+    ItemQuarantined,
     ItemStoreError,
     Starting,
     StartupError,
@@ -55,22 +67,6 @@ from itemstore.watcher import Watcher
 
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
 NAMED_MAX: Final = 1_000  # ids in a line of the log
-
-T = TypeVar("T")
-
-
-class Accepted(NamedTuple):
-    """A write that is in the cache and in the queue."""
-
-    change: Change
-    is_new: bool  #: whether this version created the item
-    #: Settled when the write is as durable as was asked; None if it is already.
-    done: asyncio.Future[None] | None
-
-    @property
-    def item(self) -> Item:
-        """As the write has made it; of a deleted item what is left: its id and version."""
-        return Item(self.change.id, self.change.entry)
 
 
 def _now_us() -> int:
@@ -339,7 +335,7 @@ class ItemStore:
             return
         self.persister.check("accepted writes are not committed yet")
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue.when_settled(self.clock.newest, partial(_settle, done))
+        self.queue.when_settled(self.clock.newest, partial(settle, done))
         self.persister.wake()
         try:
             async with asyncio.timeout(self.options.commit_timeout_s):
@@ -416,23 +412,15 @@ class ItemStore:
         level = self.level(durability)
         if any(not isinstance(op, Get) for op in operations):
             await self.lease.to_accept()
-        unknown = dict.fromkeys(
-            op.id for op in operations if op.id and self.reader.known(op.id) is UNKNOWN
-        )
-        loads = await asyncio.gather(
-            *(self.reader.load(each) for each in unknown), return_exceptions=True
-        )
-        answers = zip(unknown, loads, strict=True)
-        failures = {each: load for each, load in answers if isinstance(load, BaseException)}
+        failures = await self.reader.load_all(op.id for op in operations)
         begun: list[Accepted | Item | ItemStoreError] = []
         for number, operation in enumerate(operations, 1):
             begun.append(
-                await _outcome(self._begin(operation, level, failures.get(operation.id or "")))
+                await outcome(self._begin(operation, level, failures.get(operation.id or "")))
             )
             await give_way(number)
         return [
-            await _outcome(_finished(each)) if isinstance(each, Accepted) else each
-            for each in begun
+            await outcome(finished(each)) if isinstance(each, Accepted) else each for each in begun
         ]
 
     def level(self, durability: Durability | str | None) -> Durability:
@@ -453,7 +441,7 @@ class ItemStore:
         level = self.level(durability)
         accepted = self.accept_now(operation, level)
         if accepted is None:
-            accepted = await self._accept(operation, level, self.options.hold_s)
+            accepted = await self.accept(operation, level)
         if accepted.done is not None:
             await accepted.done
         return accepted.item
@@ -463,7 +451,7 @@ class ItemStore:
 
         Raises what ``write`` does; then nothing was changed.
         """
-        self._check_accepting(level)
+        self.check_accepting(level)
         return self._decide(operation, level) if self.admission.is_open else None
 
     def _decide(self, operation: Write, level: Durability) -> Accepted | None:
@@ -478,13 +466,22 @@ class ItemStore:
             if known is UNKNOWN:
                 return None
             old = known
-        return self._apply(item_id, old, operation.decide(old), level)
+        text = operation.decide(old)
+        if text is KEEP:
+            return self._keep(item_id, old or b"", level)
+        created_us = operation.created_us if isinstance(operation, Import) else None
+        return self._apply(item_id, old, text, level, created_us)
 
-    async def _accept(self, operation: Write, level: Durability, hold_s: float) -> Accepted:
-        """Waits until the operation can be decided and applied without a pause."""
-        deadline = self.monotonic() + hold_s
+    async def accept(
+        self, operation: Write, level: Durability, hold_s: float | None = None
+    ) -> Accepted:
+        """Decides and applies the operation as soon as that needs no pause; raises as ``write``.
+
+        It may have yet to become durable. ``hold_s`` is how long it waits for the lease.
+        """
+        deadline = self.monotonic() + (self.options.hold_s if hold_s is None else hold_s)
         while True:
-            self._check_accepting(level)
+            self.check_accepting(level)
             await self.lease.to_accept(deadline - self.monotonic())
             await self.admission.enter()
             accepted = self._decide(operation, level)
@@ -496,11 +493,21 @@ class ItemStore:
                 await self.reader.load(operation.id)
 
     def _apply(
-        self, item_id: str, old: bytes | None, text: bytes | None, level: Durability
+        self,
+        item_id: str,
+        old: bytes | None,
+        text: bytes | None,
+        level: Durability,
+        created_us: int | None = None,
     ) -> Accepted:
-        """The one place where an item changes. Nothing here awaits."""
+        """The one place where an item changes. Nothing here awaits.
+
+        ``created_us`` is that of a new item, None for now.
+        """
         version = self.clock.next()
-        entry = pack(version, version if old is None else created_us_of(old), text or b"")
+        if old is not None:
+            created_us = created_us_of(old)
+        entry = pack(version, version if created_us is None else created_us, text or b"")
         change = Change(
             item_id,
             version,
@@ -515,15 +522,33 @@ class ItemStore:
             self.cache.put(item_id, entry)
         if old is None:
             self._ids.claim(item_id)
-        done = None
-        if level is not Durability.MEMORY:
-            done = self._deadlines.future(partial(self._unconfirmed, version))
-            change.settled = (partial(_settle, done),)
+        done = None if level is Durability.MEMORY else self._when_settled(change)
         self.queue.put(change)
         self.persister.wake(is_awaited=level is Durability.COMMIT)
         if level is Durability.JOURNAL and done is not None:
-            self.journaling.append(change, partial(_settle, done, None))
+            self.journaling.append(change, partial(settle, done, None))
         return Accepted(change, old is None, done)
+
+    def _keep(self, item_id: str, entry: bytes, level: Durability) -> Accepted:
+        """Nothing changes, and no more is promised of the item than what holds, or will."""
+        change = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
+        pending = self.queue.get(item_id)
+        if pending is None or pending.version != change.version:
+            return Accepted(change, False, None, is_kept=True)
+        if level is Durability.MEMORY and pending.is_acked:
+            return Accepted(change, False, None, is_kept=True)
+        if self.queue.parked.get(item_id) is pending:
+            raise ItemQuarantined(
+                f"The item {item_id!r} is as it was imported, but PostgreSQL has refused it. See "
+                "itemstore quarantine list, and correct the data or the rule."
+            )
+        return Accepted(change, False, self._when_settled(pending), is_kept=True)
+
+    def _when_settled(self, change: Change) -> asyncio.Future[None]:
+        """Fails if the change is not committed in time."""
+        done = self._deadlines.future(partial(self._unconfirmed, change.version))
+        change.settled += (partial(settle, done),)
+        return done
 
     def _unconfirmed(self, version: int) -> CommitUnconfirmed:
         return CommitUnconfirmed(
@@ -537,7 +562,7 @@ class ItemStore:
         if failure is not None and operation.id and self.reader.known(operation.id) is UNKNOWN:
             raise failure  # not each operation is to wait for a load again
         if not isinstance(operation, Get):
-            return await self._accept(operation, level, 0.0)  # the batch has waited for the lease
+            return await self.accept(operation, level, 0.0)  # the batch has waited for the lease
         item = await self.get(operation.id)
         if item is None:
             raise ItemNotFound(f"There is no item {operation.id!r}.")
@@ -553,7 +578,8 @@ class ItemStore:
                 else "The store is closing; nothing was changed. Repeat with its successor."
             )
 
-    def _check_accepting(self, level: Durability) -> None:
+    def check_accepting(self, level: Durability) -> None:
+        """Raises Unavailable if a write would be refused at once."""
         self._check_open()
         if level is Durability.COMMIT:
             self.persister.check("nothing was changed")
@@ -564,26 +590,3 @@ class ItemStore:
         self.admission.let_in()
         if self.lease.is_yielding and not len(self.queue):
             self.lease.wake()
-
-
-async def _finished(accepted: Accepted) -> Item | None:
-    if accepted.done is not None:
-        await accepted.done
-    return None if accepted.change.deleted else accepted.item
-
-
-async def _outcome(step: Awaitable[T]) -> T | ItemStoreError:
-    try:
-        return await step
-    except ItemStoreError as error:
-        return error
-
-
-def _settle(future: asyncio.Future[None], failure: Exception | None) -> None:
-    if future.done():  # its writer has given up
-        return
-    if failure is None:
-        future.set_result(None)
-    else:
-        future.set_exception(failure)
-        future.exception()  # its writer may be gone: that is no news

@@ -20,6 +20,7 @@ import pytest
 from benchmarks import (
     cities,
     docs,
+    importing,
     kinds,
     latency,
     openloop,
@@ -56,7 +57,7 @@ def run(server: Callable[[int], str]) -> Run:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *map(str, arguments)]
         environment = os.environ | {"DATABASE_URL": server(18) if dsn is None else dsn}
         return subprocess.run(
-            command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=60
+            command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=110
         )
 
     return run_one
@@ -240,6 +241,25 @@ def test_cities_come_back_byte_for_byte_by_way_of_a_postgresql_that_syncs(
     assert "fsync on" in json.loads(file.read_bytes())["environment"]["postgresql"]
 
 
+def test_importing_moves_everything_each_way(run: Run, tmp_path: Path) -> None:
+    file, svg = tmp_path / "importing.json", tmp_path / "importing.svg"
+    done = run("importing", "--items", ITEMS, "--json", file, "--svg", svg)
+    values = measured(done, file)
+    assert {f"import {each}" for each in (*importing.SOURCES, importing.SERVER)} < set(values)
+    assert all(value["per_s"][0] > 0 for value in values.values())
+    assert svg.read_bytes().startswith(b"<?xml")
+
+
+def test_an_item_that_came_out_changed_or_not_at_all_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "out.ndjson"
+    item = {"id": "a", "created_at": importing.CREATED_AT, "data": {"n": 1}}
+    file.write_bytes(orjson.dumps(item))
+    importing._check(file, {"a": {"n": 1}})
+    for wrong in ({"a": {"n": 2}}, {}, {"a": {"n": 1}, "b": {}}):
+        with pytest.raises(importing.NotTheSame):
+            importing._check(file, wrong)
+
+
 def test_packing_compares_what_comes_back(run: Run) -> None:
     done = run("packing", "--offline", "--items", 3_000)
     assert done.returncode == 0, done.stderr
@@ -264,7 +284,7 @@ def test_a_file_without_cities_is_named(tmp_path: Path, content: str | None) -> 
     if content is not None:
         file.write_text(content)
     with pytest.raises(cities.CitiesMissing, match=r"some\.json"):
-        cities._cities(file)
+        cities.every(file)
 
 
 def test_without_npm_the_message_names_the_other_way(
@@ -273,7 +293,7 @@ def test_without_npm_the_message_names_the_other_way(
     monkeypatch.setenv("PATH", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(cities.CitiesMissing, match="--file"):
-        cities._cities(None)
+        cities.every(None)
 
 
 def test_repeated_cities_get_ids_of_their_own() -> None:

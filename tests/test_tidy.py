@@ -19,8 +19,10 @@ ROOT = Path(__file__).parents[1] / "itemstore"
 LAYERS = (
     ("__main__",),
     ("cli",),  # commands
+    ("moving",),  # commands that take long
     ("report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
+    ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
     ("reader",),
     (
@@ -32,7 +34,7 @@ LAYERS = (
     ("packer",),
     ("deployment",),
     ("database", "settings"),
-    ("deadlines", "log", "memory", "options", "process", "tasks"),
+    ("accepted", "deadlines", "log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),
@@ -62,6 +64,8 @@ CORE_FORBIDDEN_CALLS = {"open", "print", "input", "now", "utcnow", "today", "sle
 
 #: Who sends statements to a server.
 EXECUTING = {
+    "moving/sqlite.py",  # SQLite's, on a file of somebody's
+    "moving/tables.py",  # of another database, where it is no store's
     "storage/embedded.py",
     "storage/journal_file.py",  # SQLite's, on a file of its own
     "storage/postgres.py",
@@ -70,6 +74,7 @@ EXECUTING = {
 
 #: Texts that look like SQL outside storage/statements.py, by file: how many, and why.
 SQL_ELSEWHERE = {
+    "moving/sqlite.py": 5,  # SQLite's, on a file of somebody's
     "storage/embedded.py": 2,  # looks for the database, and makes it
     "storage/journal_file.py": 3,  # SQLite's, on a file of its own
     "report.py": 1,  # advice to a person who types it into psql

@@ -43,8 +43,8 @@ _CONTAINERS: Final = (dict, list)
 _TYPES: Final = frozenset({dict, list, str, int, float, bool, type(None)})
 
 
-def loads(raw: bytes, *, wrapping: int = 1) -> Any:
-    """The JSON value of a request's body; ``wrapping``: the levels around an item's data.
+def loads(raw: bytes, *, wrapping: int = 1, what: str = "body") -> Any:
+    """The JSON value of a request's body, or of what else; ``wrapping``: levels around the data.
 
     Raises MalformedJSON, or InvalidData where reading it would lose something: an integer outside
     int64, a number that a double cannot hold, more depth or structure than allowed.
@@ -53,7 +53,7 @@ def loads(raw: bytes, *, wrapping: int = 1) -> Any:
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
-        raise MalformedJSON(f"The body is not JSON: {error}.") from None
+        raise MalformedJSON(f"The {what} is not JSON: {error}.") from None
     if _may_be_too_deep(raw):
         _check_depth(value, DEPTH_MAX + wrapping)
     check_numbers(raw)

@@ -10,6 +10,7 @@ time; a new item's ``created_at`` too.
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
@@ -21,12 +22,16 @@ import orjson
 from itemstore.core import packing
 from itemstore.core.packing import dictionary_of
 from itemstore.core.table import END
-from itemstore.errors import InvalidId
+from itemstore.errors import InvalidId, InvalidItem
 
 ID_MAX_BYTES: Final = 512  # far below the 2,704 bytes a btree entry of PostgreSQL may have
 
 #: Microseconds between 1970-01-01, where versions count from, and 2000-01-01.
 PG_EPOCH_US: Final = 946_684_800_000_000
+
+#: The times an item may have, in microseconds since 1970: the years 1 to 9999, as in schema.sql.
+TIME_MIN_US: Final = -62_135_596_800_000_000
+TIME_END_US: Final = 253_402_300_800_000_000
 
 _HEADER: Final = struct.Struct(">qq")
 HEADER_BYTES: Final = packing.HEADER_BYTES
@@ -113,6 +118,15 @@ def check_id(item_id: str) -> str:
     if item_id in {".", ".."}:
         raise InvalidId("An id must not be '.' or '..': no URL can carry it.", pointer="/id")
     return item_id
+
+
+def check_time(member: str, us: int | None) -> None:
+    """Raises InvalidItem unless it is None, or microseconds since 1970 in the years 1 to 9999."""
+    if us is not None and not TIME_MIN_US <= us < TIME_END_US:
+        raise InvalidItem(
+            f"{member} is outside the years 1 to 9999. Correct it, or leave it out.",
+            pointer=f"/{member}",
+        )
 
 
 def _utf8_size(text: str) -> int:
@@ -204,6 +218,22 @@ def timestamp(us: int) -> bytes:
     minute, of_minute = divmod(of_day, 60_000_000)
     return b"%b%b%02d.%06dZ" % (_day(day), _MINUTES[minute], *divmod(of_minute, 1_000_000))
 
+
+def microseconds(text: str) -> int:
+    """Microseconds since 1970 of a time as RFC 3339 writes it; digits beyond them are cut off.
+
+    Raises ValueError. A leap second is refused: the system's clock has none.
+    """
+    if _RFC_3339.fullmatch(text) is None:
+        raise ValueError("not a time of RFC 3339")
+    return (datetime.fromisoformat(text.upper()) - _UNIX_EPOCH) // timedelta(microseconds=1)
+
+
+#: Section 5.6, which ``fromisoformat`` does not check: it takes any time of ISO 8601.
+_RFC_3339: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,12})?"
+    r"([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
 
 _MINUTES: Final = tuple(b"%02d:%02d:" % divmod(minute, 60) for minute in range(24 * 60))
 

@@ -16,16 +16,20 @@ from typing import Any, Final
 import orjson
 
 from itemstore.core.cache import Row
-from itemstore.core.item import Item, check_id, created_us_of, version_of
+from itemstore.core.item import (
+    TIME_END_US,
+    TIME_MIN_US,
+    Item,
+    check_id,
+    created_us_of,
+    version_of,
+)
 from itemstore.errors import InvalidCursor, InvalidId, InvalidParameter
 
 LIMIT_MAX: Final = 1_000  # items
 LIMIT_DEFAULT: Final = 100  # items
 PAGE_BYTES_MAX: Final = 8 * 1024 * 1024  # a page ends with the item that passes this
 ORDERS: Final = ("created", "-created", "updated", "-updated", "id", "-id")
-#: Sort keys are times, in microseconds since 1970: those of the years 1 to 9999, as in schema.sql.
-_KEY_MIN: Final = -62_135_596_800_000_000
-_KEY_END: Final = 253_402_300_800_000_000
 _CURSOR_LENGTH_MAX: Final = 8_192  # characters: two ids of 512 bytes, escaped, and some
 
 #: Where a page ends: the sort key (µs since 1970, version, or 0 for the order by id) and the id.
@@ -80,7 +84,7 @@ def decode(cursor: str, *, order: str, prefix: str) -> Position:
     """The position. Raises InvalidCursor unless it was given for this order and prefix."""
     try:
         given_order, given_prefix, key, item_id = _unpack(cursor)
-        if type(key) is not int or not _KEY_MIN <= key < _KEY_END:
+        if type(key) is not int or not TIME_MIN_US <= key < TIME_END_US:
             raise ValueError("no sort key")
         check_id(item_id)
     except (ValueError, TypeError, InvalidId):

@@ -1,18 +1,20 @@
 """What can be done to one item, as decisions: the item as it is goes in, what it becomes comes out.
 
 An operation checks its own input when it is made. ``decide`` is called once, with the packed entry
-or None for an absent item, and returns the new data, or None to delete; it raises what stops it.
+or None for an absent item, and returns the new data, None to delete, or KEEP to leave the item
+as it is; it raises what stops it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import Enum, StrEnum
+from typing import Any, Final
 
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded, decode, encode, merge_patch
-from itemstore.core.item import check_id, data_of, version_of
+from itemstore.core.item import check_id, check_time, data_of, version_of
 from itemstore.errors import (
     InvalidData,
     InvalidItem,
@@ -20,6 +22,22 @@ from itemstore.errors import (
     ItemNotFound,
     PreconditionFailed,
 )
+
+
+class Conflict(StrEnum):
+    """What an import does with an item that is there already, and has other data."""
+
+    NEWER = "newer"  #: replaces it if what is imported was updated later
+    SKIP = "skip"  #: leaves it alone
+    REPLACE = "replace"  #: replaces it
+
+
+class _Keep(Enum):
+    KEEP = 0
+
+
+#: What ``decide`` returns where nothing is to be written.
+KEEP: Final = _Keep.KEEP
 
 
 @dataclass(slots=True)
@@ -116,6 +134,38 @@ class Repeat:
         return self.text
 
 
+@dataclass(slots=True)
+class Import:
+    """An item from elsewhere, with its times there, in microseconds since 1970.
+
+    ``created_us`` becomes the ``created_at`` of a new item; an item that lives here keeps its own.
+    """
+
+    id: str | None  #: None: the store generates one
+    data: Mapping[str, Any] | Encoded
+    created_us: int | None = None
+    updated_us: int | None = None
+    conflict: Conflict = Conflict.NEWER
+    text: Encoded = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.id is not None:
+            check_id(self.id)
+        check_time("created_at", self.created_us)
+        check_time("updated_at", self.updated_us)
+        self.text = encode(self.data)
+
+    def decide(self, old: bytes | None) -> Encoded | _Keep:
+        return self.text if old is None or self._replaces(old) else KEEP
+
+    def _replaces(self, old: bytes) -> bool:
+        if data_of(old) == self.text:
+            return False
+        if self.conflict is Conflict.NEWER:
+            return self.updated_us is not None and self.updated_us > version_of(old)
+        return self.conflict is Conflict.REPLACE
+
+
 @dataclass(frozen=True, slots=True)
 class Get:
     """Reads the item, in a batch."""
@@ -126,7 +176,7 @@ class Get:
         check_id(self.id)
 
 
-Write = Create | Put | Patch | Delete | Repeat
+Write = Create | Put | Patch | Delete | Repeat | Import
 Operation = Create | Put | Patch | Delete | Get
 
 

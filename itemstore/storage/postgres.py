@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib import resources
 from pathlib import Path
@@ -50,6 +50,7 @@ CONNECTIONS_MAX: Final = POOL_MAX + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
 CHANGES_PAGE: Final = 1_000  # items
+EXPORT_ROWS: Final = 200  # fetched at once: of 1 MiB each, if they are as large as can be
 LEASE_CALL_SHARE: Final = 0.4  # of the lease's time: a heartbeat that takes longer has failed
 
 
@@ -216,6 +217,24 @@ class Postgres:
             return rows, None
         [(count,)] = await self._read(statements.COUNT, parameters)
         return rows, count
+
+    async def export(self, prefix: str) -> AsyncGenerator[list[Row]]:
+        """All items whose ids begin so, in order of the id, as they are committed at one moment.
+
+        Raises StorageError.
+        """
+        parameters = {"prefix": prefix, "prefix_end": prefix_end(prefix)}
+        try:
+            async with (
+                self._pool.connection() as connection,
+                connection.transaction(),
+                connection.cursor("itemstore_export", binary=True) as cursor,
+            ):
+                await cursor.execute(statements.EXPORT.encode(), parameters)
+                while page := await cursor.fetchmany(EXPORT_ROWS):
+                    yield page
+        except psycopg.Error as error:
+            raise classify(error) from error
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
         [(first, key)] = await self._read(statements.LEASE_IDS, {"count": count})

@@ -355,3 +355,33 @@ SELECT current_setting('server_version'),
        (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
        pg_is_in_recovery()
 """
+
+#: All items in order of the id, for a cursor.
+EXPORT: Final = f"""
+SELECT id, {_PACKED} FROM items
+ WHERE {_IN_PREFIX}
+ ORDER BY id
+"""  # noqa: S608 - built from constants above
+
+
+def source_rows(table: str | None, query: str | None, id_column: str, *, after: bool) -> str:
+    """The rows of another's table (``schema.table``) or query as (id, JSON), in order of the id.
+
+    With ``after``, only those beyond the parameter of this name, which takes the column's type.
+    """
+    rows = _identifier(*(table or "").split(".")) if query is None else f"({_as_it_is(query)})"
+    key = f"source.{_identifier(id_column)}"
+    beyond = f"WHERE {key} > %(after)s" if after else ""
+    return f"""
+SELECT {key}::text, row_to_json(source)::text FROM {rows} AS source
+ {beyond} ORDER BY {key}
+"""  # noqa: S608 - names are quoted, and a query is its giver's own
+
+
+def _identifier(*names: str) -> str:
+    return ".".join('"' + name.replace('"', '""').replace("%", "%%") + '"' for name in names)
+
+
+def _as_it_is(query: str) -> str:
+    """No end, and no parameters in it."""
+    return query.strip().rstrip(";").replace("%", "%%")

@@ -15,7 +15,7 @@ from itemstore.errors import (
     UnsupportedMediaType,
 )
 from itemstore.store import ItemStore
-from itemstore.web import items, problems, quarantine, requests, system, traffic
+from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -28,6 +28,8 @@ ROUTES: Final = (
     ("PUT", "/items/{id:(?s:.+)}", items.put_item),
     ("PATCH", "/items/{id:(?s:.+)}", items.patch_item),
     ("DELETE", "/items/{id:(?s:.+)}", items.delete_item),
+    ("POST", "/import", bulk.import_items),
+    ("GET", "/export", bulk.export_items),
     ("POST", "/flush", system.flush),
     ("GET", "/quarantine", quarantine.list_parked),
     ("GET", "/quarantine/{id:(?s:.+)}", quarantine.get_parked),
@@ -50,6 +52,8 @@ def make_app(store: ItemStore) -> web.Application:
     app[items.STORE] = store
     app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
+    app[streams.STREAMS] = streams.Streams()
+    app.on_shutdown.append(app[streams.STREAMS].stop)
     for method, path, handler in ROUTES:
         methods = ("GET", "HEAD") if method == "GET" else (method,)
         for each in methods:
@@ -66,12 +70,13 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     try:
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
             raise MalformedRequest("Expect is 100-continue; leave anything else out.")
-        limit = (
-            requests.BATCH_BODY_MAX_BYTES
-            if request.path == "/items:batch"
-            else requests.BODY_MAX_BYTES
-        )
-        requests.check_length(request, limit)
+        if request.path != "/import":  # of any length
+            limit = (
+                requests.BATCH_BODY_MAX_BYTES
+                if request.path == "/items:batch"
+                else requests.BODY_MAX_BYTES
+            )
+            requests.check_length(request, limit)
     except ItemStoreError as refusal:
         error = refusal
     if error is None:
@@ -87,7 +92,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
-    request_id = _id_of(request)
+    request_id = request[streams.REQUEST_ID] = _id_of(request)
     try:
         response = await handler(request)
     except ItemStoreError as error:

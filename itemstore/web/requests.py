@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from codecs import BOM_UTF8
 from collections.abc import Collection, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -11,8 +12,17 @@ from aiohttp import hdrs, web
 
 from itemstore.core.condition import Condition
 from itemstore.core.data import Encoded, encode_parsed, loads
-from itemstore.core.item import check_id
-from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put
+from itemstore.core.item import check_id, microseconds
+from itemstore.core.operation import (
+    Conflict,
+    Create,
+    Delete,
+    Get,
+    Import,
+    Operation,
+    Patch,
+    Put,
+)
 from itemstore.errors import (
     BodyTimeout,
     BodyTooLarge,
@@ -34,6 +44,7 @@ BODY_TIMEOUT_S: Final = 10.0  # for the whole body; aiohttp itself would wait fo
 QUERY_FIELDS_MAX: Final = 20
 
 JSON: Final = ("application/json",)
+NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
 MERGE_PATCH: Final = ("application/merge-patch+json", "application/json")
 
 #: What an item is answered with. A request may carry all of it: what was read can be written back.
@@ -112,7 +123,8 @@ def check_media_type(given: str | None, allowed: Collection[str]) -> None:
             )
 
 
-def _check_encoding(request: web.Request) -> None:
+def check_encoding(request: web.Request) -> None:
+    """Raises UnsupportedMediaType for a compressed body."""
     encoding = request.headers.get(hdrs.CONTENT_ENCODING, "identity")
     if encoding.lower() != "identity":
         raise UnsupportedMediaType(
@@ -135,7 +147,7 @@ async def json_body(
 ) -> Any:
     """The body's JSON value. ``depth``: the levels around an item's data."""
     check_media_type(request.headers.get(hdrs.CONTENT_TYPE), media_types)
-    _check_encoding(request)
+    check_encoding(request)
     check_length(request, limit)
     try:
         async with asyncio.timeout(BODY_TIMEOUT_S):
@@ -187,6 +199,33 @@ def patch(value: Any, in_path: str, when: Condition) -> Patch:
     if type(data) is not dict:
         raise InvalidItem('A patch changes members of data: {"data": {…}}.', pointer="/data")
     return Patch(in_path, data, when)
+
+
+def line(raw: bytes) -> Any:
+    """The JSON value of one line of POST /import."""
+    if raw.startswith(BOM_UTF8):
+        raise MalformedJSON("The line begins with a byte order mark; send UTF-8 without one.")
+    return loads(raw, what="line")
+
+
+def imported(value: Any, conflict: Conflict) -> Import:
+    """The operation of one line of POST /import: an item as GET answers it, or less of it."""
+    members = _members(value)
+    times = (_time(members, "created_at"), _time(members, "updated_at"))
+    return Import(members.get("id"), _data(members), *times, conflict)
+
+
+def _time(members: Mapping[str, Any], name: str) -> int | None:
+    given = members.get(name)
+    if given is None:
+        return None
+    try:
+        return microseconds(given)
+    except (TypeError, ValueError):
+        raise InvalidItem(
+            f"{name} is a time as RFC 3339 writes it, such as 2026-11-22T03:44:09.446162Z.",
+            pointer=f"/{name}",
+        ) from None
 
 
 def operations(value: Any) -> list[Any]:

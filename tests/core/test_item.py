@@ -21,6 +21,7 @@ from itemstore.core.item import (
     created_us_of,
     data_of,
     envelope,
+    microseconds,
     next_version,
     pack,
     timestamp,
@@ -289,3 +290,56 @@ def test_versions_grow_whatever_was_seen(events: list[tuple[str, int]]) -> None:
         given_out = clock.next()
         assert newest < given_out
         newest = given_out
+
+
+# --- times
+
+
+@given(MOMENTS_US)
+def test_a_time_that_was_written_is_read_back(us: int) -> None:
+    """What ``timestamp`` writes, ``microseconds`` reads, to the microsecond."""
+    assert us == microseconds(timestamp(us).decode())
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("1970-01-01T00:00:00Z", 0),
+        ("1970-01-01t00:00:00.5z", 500_000),
+        ("1970-01-01 00:00:01+00:00", 1_000_000),
+        ("1970-01-01T01:00:00.000001+01:00", 1),
+        ("1969-12-31T23:59:59.999999-00:00", -1),
+        ("1970-01-01T00:00:00.000001999Z", 1),
+        ("0001-01-01T00:00:00+23:59", -62_135_596_800_000_000 - 86_340_000_000),
+    ],
+)
+def test_times_of_rfc_3339(text: str, expected: int) -> None:
+    """Any offset, small letters and fractions of any length are read; what is finer is cut off."""
+    assert expected == microseconds(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "now",
+        "1970-01-01",
+        "1970-01-01T00:00:00",
+        "1970-01-01T00:00Z",
+        "19700101T000000Z",
+        "1970-W01-4T00:00:00Z",
+        "1970-01-01T24:00:01Z",
+        "1970-01-01T23:59:60Z",
+        "1970-02-29T00:00:00Z",
+        "1970-01-01T00:00:00+24:00",
+        "0000-01-01T00:00:00Z",
+        "10000-01-01T00:00:00Z",
+        " 1970-01-01T00:00:00Z",
+        "1970-01-01T00:00:00Z\n",
+        "١٩٧٠-01-01T00:00:00Z",
+    ],
+)
+def test_what_is_no_time_is_refused(text: str) -> None:
+    """ISO 8601's other forms, a time without its offset and days that were never are refused."""
+    with pytest.raises(ValueError, match=r"\w"):
+        microseconds(text)

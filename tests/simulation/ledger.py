@@ -65,11 +65,17 @@ class Ledger:
         """Every write this store accepts or refuses is noted."""
         apply, fence = store._apply, store.queue.fence
 
-        def listening_apply(item_id: str, old: bytes | None, text: Any, level: Durability) -> Any:
+        def listening_apply(
+            item_id: str,
+            old: bytes | None,
+            text: Any,
+            level: Durability,
+            created_us: int | None = None,
+        ) -> Any:
             pending = store.queue.get(item_id)
             known = old if old is not None else pending.entry if pending else None
             base = None if known is None else version_of(known)
-            accepted = apply(item_id, old, text, level)
+            accepted = apply(item_id, old, text, level, created_us)
             change = accepted.change
             self.world.tell(f"{name} accepts {change} on {base} at {level}")
             is_unique = change.version not in self.writes[item_id]

@@ -33,6 +33,7 @@ from itemstore.store import ItemStore
 from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.app import make_app
+from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.conftest import _FOUND
@@ -279,6 +280,7 @@ class Service:
     port: int
     api: Api
     traffic: Traffic
+    streams: Streams
     writer: LineWriter
     _log: io.StringIO
     _connections: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -335,7 +337,7 @@ async def service_over(
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
-            service = Service(store, port, api, app[TRAFFIC], writer, stream)
+            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, stream)
             async with service._connections:
                 if start:
                     await store.start(30.0)

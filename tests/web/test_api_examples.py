@@ -18,11 +18,12 @@ from typing import Final
 import pytest
 from aiohttp import web
 
-from itemstore import admission, errors
-from itemstore.core import data, item, listing
+from itemstore import admission, bulk, errors
+from itemstore.core import data, item, lines, listing
 from itemstore.options import Options
 from itemstore.storage.postgres import Postgres
-from itemstore.web import app, items, requests
+from itemstore.web import app, columns, items, requests, streams
+from itemstore.web import bulk as web_bulk
 from itemstore.web import server as web_server
 from tests.web.conftest import Service, service_over
 
@@ -205,6 +206,13 @@ LIMITS: Final = {
     "data of one item, as stored": (data.DATA_MAX_BYTES, "bytes"),
     "body of a batch": (requests.BATCH_BODY_MAX_BYTES, "bytes"),
     "operations of a batch": (requests.BATCH_OPERATIONS_MAX, ""),
+    "line of an import": (lines.LINE_MAX_BYTES, "bytes"),
+    "imports and exports at a time": (streams.STREAMS_MAX, ""),
+    "time without a byte of an import's body": (streams.IDLE_S, "s"),
+    f"time in which a client takes {streams.PIECE_BYTES:,} bytes of such an answer": (
+        *(streams.IDLE_S, "s"),
+    ),
+    "fields of an export": (columns.FIELDS_MAX, ""),
     "nesting of data, itself included": (data.DEPTH_MAX, "levels"),
     "commas, `[` and `{` in a body, those in texts included": (data.STRUCTURE_MAX, ""),
     "items of a page": (listing.LIMIT_MAX, ""),
@@ -224,6 +232,7 @@ LIMITS: Final = {
     "items waiting to be written": (OPTIONS.queue_items_max, "(`QUEUE_MAX_ITEMS`)"),
     "bytes waiting to be written": (OPTIONS.queue_bytes_max, "bytes (`QUEUE_MAX_BYTES`)"),
     "time a write waits for room, from three quarters of these on": (OPTIONS.queue_wait_s, "s"),
+    "time an import waits for it": (bulk.ROOM_WAIT_S, "s"),
     "time a write waits for the writer lease": (OPTIONS.hold_s, "s"),
     "bytes in the journal": (OPTIONS.journal_bytes_max, "bytes (`JOURNAL_MAX_BYTES`)"),
 }
@@ -233,11 +242,25 @@ def test_the_limits_are_those_of_the_code() -> None:
     """The table of limits in docs/api.md has each limit, with its value and unit."""
     table = {limit: value for limit, value, _ in rows(section("## Limits"))}
 
+    assert table.pop("lines of an import") == "no limit"
     assert table == {
         limit: f"{number:,.0f} {unit}".strip() for limit, (number, unit) in LIMITS.items()
     }
     assert admission.SOFT == 0.75
     assert HTTP["max_field_size"].default == HTTP["max_line_size"].default
+
+
+@pytest.mark.parametrize(
+    ("heading", "known"),
+    [
+        ("### POST /import", web_bulk.IMPORT_PARAMETERS),
+        ("### GET /export", web_bulk.EXPORT_PARAMETERS),
+    ],
+)
+def test_the_parameters_of_streams_are_those_of_the_code(heading: str, known: set[str]) -> None:
+    """docs/api.md has each parameter of an import and an export."""
+    text = section(heading).partition("| parameter |")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
 
 
 def test_the_list_parameters_are_those_of_the_code() -> None:
