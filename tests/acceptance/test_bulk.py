@@ -130,7 +130,7 @@ def peak_bytes(server: ServerProcess) -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="there is no /proc")
 def test_memory_stays_bounded(start: Start) -> None:
-    """200 MB over a few items, in lines short, long and too long, are imported in bounded memory."""
+    """200 MB over a few items, in lines short, long and too long, need no more than a few parts."""
     server = start()
     client = Import(server, "?conflict=replace")
     before = peak_bytes(server)
