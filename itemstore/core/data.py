@@ -33,6 +33,8 @@ _STRICT: Final = (
 )
 #: A double holds any decimal of 15 digits and any exponent of two; beyond that it may not.
 _LONG_NUMBER: Final = re.compile(rb"[0-9][0-9.]{15}|[eE][+-]?[0-9]{3}")
+#: But not all that is long is too long: an item's own version is not.
+_EXACT_INTEGER: Final = re.compile(rb"[0-9]{16,18}(?![0-9.eE])")
 #: The same in coarse, which takes a tenth of the time: all digits and the point are 0, E is e and -
 #: is +, so that these three are looked for as they stand.
 _COARSE: Final = bytes.maketrans(b"123456789.E-", b"0000000000e+")
@@ -111,8 +113,13 @@ def _dumps(data: Any) -> bytes:
 def _has_long_number(text: bytes) -> bool:
     """Whether a number in it may be beyond what a double or 64 bits hold."""
     coarse = text.translate(_COARSE)
-    a, b, c = _LONG_COARSE
-    return (a in coarse or b in coarse or c in coarse) and _LONG_NUMBER.search(text) is not None
+    digits, *exponents = _LONG_COARSE
+    at = coarse.find(digits)
+    while at >= 0 and (whole := _EXACT_INTEGER.match(text, at)) is not None:
+        at = coarse.find(digits, whole.end())
+    if at < 0 and not any(each in coarse for each in exponents):
+        return False
+    return _LONG_NUMBER.search(text) is not None
 
 
 def decode(text: bytes) -> dict[str, Any]:

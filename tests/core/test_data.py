@@ -173,6 +173,31 @@ def test_an_integer_beyond_pythons_limit_of_digits_is_refused() -> None:
         check_numbers(b'{"a":' + b"9" * 5_000 + b"}")
 
 
+@pytest.mark.parametrize(
+    ("number", "is_looked_at"),
+    [
+        ("123456789012345", False),
+        ("1795319049446162", False),
+        ("-999999999999999999", False),
+        ("1000000000000000000", True),
+        ("1234567890123456e1", True),
+        ("1234567890123456E1", True),
+        ("1234567890123456.5", True),
+        ("0.12345678901234567", True),
+        ("1e100", True),
+    ],
+)
+def test_only_numbers_that_may_be_too_long_are_looked_at(
+    number: str, is_looked_at: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A whole number of up to 18 digits, as a version is, fits, and costs no second parse."""
+    seen: list[str] = []
+    monkeypatch.setattr("itemstore.core.data._check_int", seen.append)
+    monkeypatch.setattr("itemstore.core.data._check_float", seen.append)
+    check_numbers(f'{{"a":1795319049446162,"b":[{number},1]}}'.encode())
+    assert is_looked_at == (number in seen)
+
+
 def test_digits_in_a_string_are_not_a_number() -> None:
     """A string of digits is a string."""
     raw = b'{"a":"0.1234567890123456789 1e400 99999999999999999999"}'
