@@ -98,6 +98,47 @@ def discard(
     sys.exit(report.quarantine_discard(_url(url), item_id))
 
 
+index = typer.Typer(
+    help="Indexes over fields of data, for filters and orders. They are made while stores run.",
+    no_args_is_help=True,
+)
+app.add_typer(index, name="index")
+
+
+@index.command()
+def create(
+    field: Annotated[str, typer.Argument(help="Such as data.price or data.address.city.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="value: for comparing and sorting; json: for contains, and for whole arrays and "
+            "objects.",
+        ),
+    ] = "value",
+) -> None:
+    """Make an index without holding up anybody; what a failed build left is made anew."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_create(_settings(), field, kind))
+
+
+@index.command("list")
+def list_indexes() -> None:
+    """Show them: for what, how large, how often used, and whether they are valid."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_list(_settings()))
+
+
+@index.command()
+def drop(name: Annotated[str, typer.Argument(help="As the list shows it.")]) -> None:
+    """Drop an index."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_drop(_settings(), name))
+
+
 def _url(url: str) -> str:
     return url or f"http://localhost:{_settings().port}"
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1] / "itemstore"
 LAYERS = (
     ("__main__",),
     ("cli",),  # commands
-    ("report", "web"),  # what a person and what a client gets
+    ("indexes", "report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("store",),  # the one object the outside knows
     ("reader",),
@@ -28,7 +28,7 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
+    ("admission", "allocator", "journaling", "lease", "lister", "loader", "watcher"),
     ("packer",),
     ("deployment",),
     ("database", "settings"),
@@ -63,6 +63,7 @@ CORE_FORBIDDEN_CALLS = {"open", "print", "input", "now", "utcnow", "today", "sle
 #: Who sends statements to a server.
 EXECUTING = {
     "storage/embedded.py",
+    "storage/indexing.py",
     "storage/journal_file.py",  # SQLite's, on a file of its own
     "storage/postgres.py",
     "storage/session.py",
@@ -72,6 +73,7 @@ EXECUTING = {
 SQL_ELSEWHERE = {
     "storage/embedded.py": 2,  # looks for the database, and makes it
     "storage/journal_file.py": 3,  # SQLite's, on a file of its own
+    "indexes.py": 1,  # advice to a person who types it into psql
     "report.py": 1,  # advice to a person who types it into psql
 }
 SQL = re.compile(
