@@ -108,14 +108,12 @@ async def list_items(request: web.Request) -> web.Response:
         orjson.dumps(page.next),
     )
     body += b"}" if page.count is None else b',"count":%d}' % page.count
-    answer = web.Response(body=body, content_type="application/json")
-    answer.headers[hdrs.CACHE_CONTROL] = _CACHE_CONTROL
+    headers: list[tuple[str, str]] = [(hdrs.CACHE_CONTROL, _CACHE_CONTROL)]
     if page.next is not None:
         target = request.rel_url.update_query(cursor=page.next)
-        answer.headers[hdrs.LINK] = f'<{target.raw_path_qs}>; rel="next"'
-    for command in page.hints:
-        answer.headers.add(HINT, command)
-    return answer
+        headers.append((hdrs.LINK, f'<{target.raw_path_qs}>; rel="next"'))
+    headers += [(HINT, command) for command in page.hints]
+    return web.Response(body=body, content_type="application/json", headers=headers)
 
 
 LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count", "fields"})

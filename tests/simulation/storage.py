@@ -264,11 +264,13 @@ class FlakyStorage:
         return await self._call("page", lambda: self._walk.page(position))
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
-        def look() -> tuple[list[Row], int | None]:
-            rows = self.disk.select(query)
-            return rows, None if query.count == "none" else self.disk.count(query)
+        def look() -> tuple[list[Row], int]:
+            return self.disk.select(query), self.disk.count(query)
 
-        return await self._call("select", look)
+        rows, count = await self._call("select", look)
+        if query.count == "none":
+            return rows, None
+        return rows, await self._call("count", lambda: count)  # of the same snapshot
 
     async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
         wanted = indexes_for(query.filters, query.order)
