@@ -29,6 +29,16 @@ COMMENT ON COLUMN items.version    IS 'From the store''s one clock; the ETag, an
 COMMENT ON COLUMN items.created_at IS 'When the item came into being; a re-created item gets a new one.';
 COMMENT ON COLUMN items.updated_at IS 'The version as a time.';
 
+-- Other hands can store JSON that PostgreSQL can keep but not read: \u0000, a lone surrogate, a number
+-- beyond numeric. One such item must not make a whole list fail: lists that met one go by this.
+CREATE OR REPLACE FUNCTION itemstore_is_sound(data json) RETURNS boolean
+    LANGUAGE plpgsql IMMUTABLE PARALLEL UNSAFE AS $$
+BEGIN
+    RETURN data::jsonb IS NOT NULL;
+EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
+    RETURN false;
+END $$;
+
 CREATE TABLE IF NOT EXISTS tombstones (
     id         text COLLATE "C" PRIMARY KEY,
     version    bigint      NOT NULL,

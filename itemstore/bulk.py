@@ -18,6 +18,7 @@ from itemstore.accepted import Accepted
 from itemstore.core import listing
 from itemstore.core.item import Item, check_id, data_of
 from itemstore.core.operation import Import
+from itemstore.core.query import Filters
 from itemstore.errors import ItemStoreError, Overloaded, Unavailable
 from itemstore.options import Durability
 from itemstore.store import ItemStore
@@ -160,18 +161,25 @@ def _status(entry: Entry, accepted: Accepted) -> str:
 
 
 async def export(
-    store: ItemStore, *, prefix: str = "", after: str | None = None
+    store: ItemStore,
+    *,
+    prefix: str = "",
+    filters: Filters | None = None,
+    after: str | None = None,
 ) -> AsyncIterator[list[Item]]:
-    """All items, or those after the id ``after``, in the order of their ids, page by page.
+    """All items that match, or those after the id ``after``, in the order of their ids, by pages.
 
     Each page is exact as of its own beginning, as a list is; an item that exists throughout is in
     it once. Raises InvalidId, or as ``ItemStore.list`` does.
     """
-    cursor = None if after is None else listing.encode("id", prefix, (0, check_id(after)))
+    cursor = None
+    if after is not None:
+        identity = listing.identify("id", prefix, filters or {}, None)
+        cursor = listing.encode(identity, (0, check_id(after)))
     while True:
         page = await store.list(
-            limit=listing.LIMIT_MAX, order="id", cursor=cursor, prefix=prefix
-        )  # what selects the items belongs here, and into the cursor
+            limit=listing.LIMIT_MAX, order="id", cursor=cursor, prefix=prefix, filters=filters
+        )
         yield page.items
         if page.next is None:
             return

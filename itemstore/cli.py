@@ -191,6 +191,10 @@ def export_items(
     target: Annotated[str, typer.Argument(help="A file, or - for standard output.")],
     what: _Format = "",
     prefix: Annotated[str, typer.Option(help="Only items whose ids begin so.")] = "",
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="Only items that match, such as data.price=gte.10."),
+    ] = None,
     fields: Annotated[
         str, typer.Option(help="The columns of CSV: id,created_at,data.name; by default all.")
     ] = "",
@@ -212,6 +216,7 @@ def export_items(
         target=target,
         format=_one_of(Format, what, "--format"),
         prefix=prefix,
+        filters=tuple(_condition(each) for each in filters or ()),
         fields=fields or None,
         formulas=keep_formulas,
         server=server,
@@ -219,6 +224,54 @@ def export_items(
         overwrite=overwrite,
     )
     sys.exit(command.run_export(_settings(), options))
+
+
+index = typer.Typer(
+    help="Indexes over fields of data, for filters and orders. They are made while stores run.",
+    no_args_is_help=True,
+)
+app.add_typer(index, name="index")
+
+
+@index.command()
+def create(
+    field: Annotated[str, typer.Argument(help="Such as data.price or data.address.city.")],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            help="value: for comparing and sorting; json: for contains, and for whole arrays and "
+            "objects.",
+        ),
+    ] = "value",
+) -> None:
+    """Make an index without holding up anybody; what a failed build left is made anew."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_create(_settings(), field, kind))
+
+
+@index.command("list")
+def list_indexes() -> None:
+    """Show them: for what, how large, how often used, and whether they are valid."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_list(_settings()))
+
+
+@index.command()
+def drop(name: Annotated[str, typer.Argument(help="As the list shows it.")]) -> None:
+    """Drop an index."""
+    from itemstore import indexes
+
+    sys.exit(indexes.index_drop(_settings(), name))
+
+
+def _condition(text: str) -> tuple[str, str]:
+    field, equals, condition = text.partition("=")
+    if not equals:
+        _fail(f"--filter {text} is no filter: give one such as data.price=gte.10.")
+    return field, condition
 
 
 def _one_of(kind: type[E], given: str, option: str) -> E | None:

@@ -12,6 +12,7 @@
     ├── MethodNotAllowed                                                           405
     ├── ItemExists                                                                 409
     ├── PreconditionFailed                                                         412
+    ├── QueryTooSlow                                                               422
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
     │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
@@ -164,6 +165,13 @@ class PreconditionFailed(ItemStoreError):
 
     status = 412
     code = "precondition_failed"
+
+
+class QueryTooSlow(ItemStoreError):
+    """The query takes longer than it may."""
+
+    status = 422  # and not 503: the same again would take as long
+    code = "query_too_slow"
 
 
 class ItemQuarantined(ItemStoreError):

@@ -52,6 +52,8 @@ class Options:
     commit_timeout_s: float = 10.0
     #: How long a read waits for an item that is not cached.
     load_timeout_s: float = 10.0
+    #: How long PostgreSQL may take for a page of a list, and for its count.
+    query_timeout_s: float = 10.0
     #: How long deletes are remembered; must exceed any time a write can be late.
     tombstone_retention_s: float = 7 * 24 * 3600.0
     #: How long the writer lease lasts after the last sign of life of its holder.

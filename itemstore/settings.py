@@ -147,6 +147,14 @@ class Settings(BaseSettings):
         "a time, such as 10s",
         gt=0,
     )
+    query_timeout: Seconds = _setting(
+        _DEFAULTS.query_timeout_s,
+        "How long PostgreSQL may take for a page of a list, and as long again for its count; then "
+        "the answer is 422.",
+        "a time from 100ms to 10m, such as 10s",
+        ge=0.1,
+        le=600,
+    )
     tombstone_retention: Seconds = _setting(
         _DEFAULTS.tombstone_retention_s,
         "How long deletes are remembered in the table tombstones.",
@@ -208,6 +216,7 @@ class Settings(BaseSettings):
             batch_items_max=self.batch_max_items,
             batch_bytes_max=self.batch_max_bytes,
             commit_timeout_s=self.commit_timeout,
+            query_timeout_s=self.query_timeout,
             tombstone_retention_s=self.tombstone_retention,
             shutdown_timeout_s=self.shutdown_timeout,
         )

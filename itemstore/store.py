@@ -39,6 +39,7 @@ from itemstore.core.operation import (
     Put,
     Write,
 )
+from itemstore.core.query import Filters
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
@@ -53,6 +54,7 @@ from itemstore.errors import (
 )
 from itemstore.journaling import Journaling
 from itemstore.lease import WriterLease
+from itemstore.lister import Lister
 from itemstore.loader import Loader
 from itemstore.log import library_logger
 from itemstore.options import Durability, Options
@@ -145,6 +147,7 @@ class ItemStore:
             on_version=self.clock.saw,
             epoch=lambda: self.lease.held_epoch,
         )
+        self._lister = Lister(storage, self.log, monotonic=monotonic)
         self._ids = Allocator(storage, self.reader.is_used)
         self._deadlines = Deadlines(self.options.commit_timeout_s)
         self._succession = Succession(
@@ -307,24 +310,25 @@ class ItemStore:
         order: str = "created",
         cursor: str | None = None,
         prefix: str = "",
-        count: bool = False,
+        count: str = "none",
+        filters: Filters | None = None,
+        fields: Sequence[str] | None = None,
     ) -> listing.Page:
         """A page of items, exact: every write accepted before the call is in it.
 
-        ``order`` is created, updated or id, with a ``-`` before it for the other direction;
-        ``prefix`` is what the ids begin with; ``count`` asks for the number of all that match.
-        Raises InvalidParameter, InvalidCursor, or DatabaseUnavailable.
+        ``order`` is created, updated, id or a field such as data.price, with a ``-`` before it for
+        the other direction; ``prefix`` is what the ids begin with; ``count`` is none, exact or
+        estimated; ``filters`` is ``{"data.price": ["gte.10", "lt.20"], "data.status": "eq.open"}``;
+        with ``fields`` the items' data hold only these. docs/queries.md has the whole notation.
+        Raises InvalidParameter, InvalidCursor, QueryTooSlow, or DatabaseUnavailable.
         """
         self._check_open()
-        query = listing.query(limit, order, cursor, prefix, count=count)
+        time_limit_s = self.options.query_timeout_s
+        asked = listing.understand(
+            limit, order, cursor, prefix, count, filters, fields, time_limit_s
+        )
         await self.flush()
-        try:
-            rows, number = await self._storage.select(query)
-        except StorageError as error:
-            raise DatabaseUnavailable(
-                f"A list needs PostgreSQL, which cannot be read now ({error.kind}). Repeat later."
-            ) from error
-        return listing.page(rows, limit=limit, order=order, prefix=prefix, count=number)
+        return await self._lister.page(asked)
 
     async def flush(self) -> None:
         """Returns when everything accepted before the call is committed: the barrier.

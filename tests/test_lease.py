@@ -323,7 +323,7 @@ async def test_lists_on_a_standby_are_exact(pair: tuple[ItemStore, ItemStore]) -
     await holder.delete("b", durability=COMMIT)
     await holder.create({"n": 1}, item_id="d", durability=COMMIT)
     await holder.put("c", {"n": 2}, durability=COMMIT)
-    page = await soon(standby.list(order="id", count=True))
+    page = await soon(standby.list(order="id", count="exact"))
     assert [("a", {"n": 0}), ("c", {"n": 2}), ("d", {"n": 1})] == [
         (item.id, item.data) for item in page.items
     ]

@@ -487,7 +487,7 @@ async def test_writes_nobody_waits_for_are_gathered(
     await store.put("e", {}, durability=MEMORY)
     await turns()
     assert len(race.pg.written) == 2
-    assert (await soon(store.list(count=True))).count == 6  # a list waits for it, too
+    assert (await soon(store.list(count="exact"))).count == 6  # a list waits for it, too
     assert [len(batch) for batch in race.pg.written] == [1, 4, 1]
     await store.put("f", {}, durability=MEMORY)
     await turns()
@@ -535,7 +535,7 @@ async def test_a_list_sees_what_was_accepted_before_it(race: Race) -> None:
     await first.reached()
     await soon(store.put("b", {"n": 2}, durability=MEMORY))
     await store.delete("c", durability=MEMORY)  # 1
-    listed = start(store.list(order="id", count=True))
+    listed = start(store.list(order="id", count="exact"))
     await turns()  # 2
     first.open()
     await second.reached()

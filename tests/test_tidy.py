@@ -20,7 +20,7 @@ LAYERS = (
     ("__main__",),
     ("cli",),  # commands
     ("moving",),  # commands that take long
-    ("report", "web"),  # what a person and what a client gets
+    ("indexes", "report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
@@ -30,7 +30,7 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
+    ("admission", "allocator", "journaling", "lease", "lister", "loader", "watcher"),
     ("packer",),
     ("deployment",),
     ("database", "settings"),
@@ -67,6 +67,7 @@ EXECUTING = {
     "moving/sqlite.py",  # SQLite's, on a file of somebody's
     "moving/tables.py",  # of another database, where it is no store's
     "storage/embedded.py",
+    "storage/indexing.py",
     "storage/journal_file.py",  # SQLite's, on a file of its own
     "storage/postgres.py",
     "storage/session.py",
@@ -77,6 +78,7 @@ SQL_ELSEWHERE = {
     "moving/sqlite.py": 5,  # SQLite's, on a file of somebody's
     "storage/embedded.py": 2,  # looks for the database, and makes it
     "storage/journal_file.py": 3,  # SQLite's, on a file of its own
+    "indexes.py": 1,  # advice to a person who types it into psql
     "report.py": 1,  # advice to a person who types it into psql
 }
 SQL = re.compile(

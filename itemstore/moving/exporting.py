@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from itemstore.core.cache import Row
-from itemstore.errors import InvalidParameter, MovingError, WrongUsage
+from itemstore.core.listing import ListQuery, check_prefix
+from itemstore.core.query import parse_filter
+from itemstore.errors import InvalidId, InvalidParameter, MovingError, WrongUsage
 from itemstore.moving.direct import store_database
 from itemstore.moving.display import Display
 from itemstore.moving.parts import in_thread
@@ -35,6 +37,7 @@ class ExportOptions:
     target: str
     format: Format | None
     prefix: str
+    filters: tuple[tuple[str, str], ...]  #: (field, condition)
     fields: str | None
     formulas: bool  #: CSV: texts that a spreadsheet would run are written as they are
     server: str
@@ -49,6 +52,7 @@ async def export(settings: Settings, options: ExportOptions) -> int:
         raise WrongUsage(f"--format {what} cannot be written: give ndjson, csv or sqlite.")
     if options.fields and what is not Format.CSV:
         raise WrongUsage("--fields are for CSV; the other formats have everything.")
+    _query(options)
     text = _text(what, options)
     path = _export_path(options, what)
     items = 0
@@ -66,15 +70,25 @@ async def export(settings: Settings, options: ExportOptions) -> int:
     return items
 
 
+def _query(options: ExportOptions) -> ListQuery:
+    """The items wanted, from the database. Raises WrongUsage."""
+    try:
+        check_prefix(options.prefix)
+        filters = tuple(parse_filter(*each) for each in options.filters)
+    except (InvalidId, InvalidParameter) as error:
+        raise WrongUsage(f"{error.detail}") from None
+    return ListQuery(0, 0, order="id", prefix=options.prefix, filters=filters)
+
+
 def _text(what: Format, options: ExportOptions) -> Callable[[BinaryIO], Writer] | None:
     """What writes the format; None for SQLite. Raises WrongUsage."""
     if what is not Format.CSV:
         return None if what is Format.SQLITE else Ndjson
     try:
-        paths = columns.parse(options.fields or columns.FIELDS_DEFAULT)
+        table = columns.parse(options.fields or columns.FIELDS_DEFAULT)
     except InvalidParameter as error:
         raise WrongUsage(f"--fields: {error.detail}") from None
-    return partial(Csv, paths=paths, keeps_formulas=options.formulas)
+    return partial(Csv, table=table, keeps_formulas=options.formulas)
 
 
 def _export_path(options: ExportOptions, what: Format) -> Path | None:
@@ -92,15 +106,17 @@ def _export_path(options: ExportOptions, what: Format) -> Path | None:
 
 async def _pages(settings: Settings, options: ExportOptions) -> AsyncGenerator[Sequence[Row]]:
     if options.server:
-        items = map(entry, ServerItems(options.server, options.token, options.prefix).lines())
+        server = ServerItems(options.server, options.token, options.prefix, options.filters)
+        items = map(entry, server.lines())
         while page := await in_thread(lambda: list(islice(items, PAGE_ITEMS))):
             yield page
         return
+    query = _query(options)
     async with store_database(settings) as dsn:
         storage = Postgres(dsn)
         try:
             await storage.open()
-            async with aclosing(storage.export(options.prefix)) as pages:
+            async with aclosing(storage.export(query)) as pages:
                 async for page in pages:
                     yield page
         finally:

@@ -121,14 +121,16 @@ def authorization(token: str) -> dict[str, str]:
 
 
 class ServerItems(Source):
-    """The items of the server at ``url`` whose ids begin with ``prefix``, in order of the id."""
+    """The items of the server at ``url`` that match, in order of the id."""
 
-    def __init__(self, url: str, token: str, prefix: str = "") -> None:
+    def __init__(
+        self, url: str, token: str, prefix: str = "", filters: Sequence[tuple[str, str]] = ()
+    ) -> None:
         if not url.startswith(("http://", "https://")):
             raise MovingError(f"{url} does not begin with http:// or https://")
         self._url = f"{url.rstrip('/')}/export"
         self._headers = {"Accept": NDJSON, **authorization(token)}
-        self._prefix = prefix
+        self._asked = [("prefix", prefix), *filters]
         self.identity = {"url": self._url, "prefix": prefix}
 
     def records(self) -> Iterator[Record]:
@@ -156,7 +158,7 @@ class ServerItems(Source):
 
     def _following(self) -> Iterator[bytes]:
         """From after ``key`` on, until the end, or until the connection breaks."""
-        asked = {"prefix": self._prefix} | ({} if self.key is None else {"after": self.key})
+        asked = self._asked + ([] if self.key is None else [("after", self.key)])
         request = urllib.request.Request(  # noqa: S310 - the scheme is checked
             f"{self._url}?{urlencode(asked)}", headers=self._headers
         )

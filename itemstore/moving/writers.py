@@ -44,17 +44,17 @@ class Csv:
     """A row an item, as ``GET /export`` writes it for spreadsheets."""
 
     def __init__(
-        self, file: BinaryIO, paths: Sequence[columns.Path], *, keeps_formulas: bool
+        self, file: BinaryIO, table: Sequence[columns.Column], *, keeps_formulas: bool
     ) -> None:
         self._file = file
-        self._paths = paths
+        self._table = table
         self._keeps_formulas = keeps_formulas
-        file.write(columns.header(paths))
+        file.write(columns.header(table))
 
     def add(self, page: Sequence[Row]) -> None:
         """Some items more."""
         items = (Item(item_id, entry) for item_id, entry in page)
-        self._file.write(columns.rows(items, self._paths, keeps_formulas=self._keeps_formulas))
+        self._file.write(columns.rows(items, self._table, keeps_formulas=self._keeps_formulas))
 
     def close(self) -> None:
         """There are no more."""

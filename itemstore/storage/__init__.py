@@ -15,6 +15,7 @@ from uuid import UUID
 
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
+from itemstore.core.index import Index
 from itemstore.core.listing import ListQuery as ListQuery
 from itemstore.core.queue import Change
 
@@ -45,6 +46,10 @@ class StorageSlow(StorageAway):
     """The statement ran into a time limit or a lock: less of it may succeed."""
 
     kind = "slow"
+
+
+class StorageTimeLimit(StorageSlow):
+    """The statement itself took longer than it was allowed to."""
 
 
 class StorageRefused(StorageError):
@@ -216,7 +221,17 @@ class Storage(Protocol):
         """
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
-        """A page, and the number of items that match when ``query.count``."""
+        """A page, and the number of items that match if ``query.count`` asks for it.
+
+        Both are of one moment. Items whose data PostgreSQL cannot read as jsonb, which only other
+        hands can have stored, match no filter on data. Raises StorageTimeLimit.
+        """
+
+    async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
+        """The indexes that would serve the query and are not there.
+
+        And about how many items have to be read one by one without them.
+        """
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
         """A block of numbers nobody else gets, and which of its ids exist as items already."""

@@ -9,11 +9,20 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Mapping,
+    Sequence,
+)
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -21,7 +30,9 @@ from psycopg_pool import AsyncConnectionPool
 
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
+from itemstore.core.index import Index, index_for, indexes_for
 from itemstore.core.item import pack
+from itemstore.core.query import Filter
 from itemstore.core.queue import Change
 from itemstore.storage import (
     Claim,
@@ -35,7 +46,9 @@ from itemstore.storage import (
     State,
     StorageAway,
     StorageBroken,
+    StorageRefused,
     StorageSlow,
+    StorageTimeLimit,
     statements,
 )
 from itemstore.storage.session import READ_TIMEOUT_S, Session, classify, conninfo
@@ -49,9 +62,13 @@ POOL_MAX: Final = 4
 CONNECTIONS_MAX: Final = POOL_MAX + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
+#: Beyond a list's own limit, which the server keeps: then it is silent.
+SILENCE_MAX_S: Final = 5.0
 CHANGES_PAGE: Final = 1_000  # items
 EXPORT_ROWS: Final = 200  # fetched at once: of 1 MiB each, if they are as large as can be
 LEASE_CALL_SHARE: Final = 0.4  # of the lease's time: a heartbeat that takes longer has failed
+
+T = TypeVar("T")
 
 
 def schema_sql() -> str:
@@ -204,37 +221,60 @@ class Postgres:
         return await self._walk.page(position)
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
-        parameters = {
-            "limit": query.limit,
-            "bytes_max": query.bytes_max,
-            "prefix": query.prefix,
-            "prefix_end": prefix_end(query.prefix),
-            "after_key": query.after[0] if query.after else None,
-            "after_id": query.after[1] if query.after else None,
-        }
-        rows = await self._read(statements.LISTS[query.order, query.descending], parameters)
-        if not query.count:
-            return rows, None
-        [(count,)] = await self._read(statements.COUNT, parameters)
+        try:
+            return await self._again(partial(self._select, query, statements.ITEMS))
+        except StorageRefused:  # an item that another hand stored cannot be read as jsonb
+            return await self._again(partial(self._select, query, statements.SOUND_ITEMS))
+
+    async def _select(self, query: ListQuery, source: str) -> tuple[list[Row], int | None]:
+        count: int | None = None
+        try:
+            async with (
+                self._reader(2 * query.time_limit_s + SILENCE_MAX_S) as connection,
+                connection.transaction(),
+            ):
+                await connection.execute(statements.limits(query.time_limit_s).encode())
+                rows = await _fetched(connection, *statements.page(query, source))
+                if query.count == "exact":
+                    [(count,)] = await _fetched(connection, *statements.count(query, source))
+                elif query.count == "estimated":
+                    count = await _estimated(connection, query)
+        except StorageSlow as error:
+            if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+                raise StorageTimeLimit(str(error)) from error
+            raise
         return rows, count
 
-    async def export(self, prefix: str) -> AsyncGenerator[list[Row]]:
-        """All items whose ids begin so, in order of the id, as they are committed at one moment.
+    async def export(self, query: ListQuery) -> AsyncGenerator[list[Row]]:
+        """All items that match, in order of the id, as they are committed at one moment.
 
         Raises StorageError.
         """
-        parameters = {"prefix": prefix, "prefix_end": prefix_end(prefix)}
+        text, parameters = statements.export(query)
         try:
             async with (
                 self._pool.connection() as connection,
                 connection.transaction(),
                 connection.cursor("itemstore_export", binary=True) as cursor,
             ):
-                await cursor.execute(statements.EXPORT.encode(), parameters)
+                await cursor.execute(text.encode(), parameters)
                 while page := await cursor.fetchmany(EXPORT_ROWS):
                     yield page
         except psycopg.Error as error:
             raise classify(error) from error
+
+    async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
+        return await self._again(partial(self._unserved, query))
+
+    async def _unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
+        wanted = indexes_for(query.filters, query.order)
+        names = {"names": [index.name for index in wanted]}
+        async with self._reader() as connection:
+            rows = await _fetched(connection, statements.INDEXES_AMONG, names)
+            missing = [index for index in wanted if (index.name,) not in rows]
+            served = [each for each in query.filters if _is_served(each, missing)]
+            read = await _estimated(connection, replace(query, filters=tuple(served)))
+        return missing, read
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
         [(first, key)] = await self._read(statements.LEASE_IDS, {"count": count})
@@ -277,28 +317,53 @@ class Postgres:
         return dict(zip(names, row, strict=True))
 
     async def _read(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
+        return await self._again(partial(self._read_once, statement, parameters))
+
+    async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
         """Once more if it fails: a connection may have died while nobody used it."""
         try:
-            return await self._read_once(statement, parameters)
+            return await call()
         except StorageSlow:
             raise
         except StorageAway:
             await self._pool.check()
-            return await self._read_once(statement, parameters)
+            return await call()
 
     async def _read_once(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
         async with self._reader() as connection:
-            cursor = connection.cursor(binary=True)
-            await cursor.execute(statement.encode(), parameters)
-            return await cursor.fetchall()
+            return await _fetched(connection, statement, parameters)
 
     @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+    async def _reader(
+        self, time_limit_s: float = READ_TIMEOUT_S
+    ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
         try:
-            async with asyncio.timeout(READ_TIMEOUT_S), self._pool.connection() as connection:
+            async with asyncio.timeout(time_limit_s), self._pool.connection() as connection:
                 yield connection
         except Exception as error:
             raise classify(error) from error
+
+
+async def _fetched(
+    connection: psycopg.AsyncConnection[TupleRow], statement: str, parameters: Mapping[str, Any]
+) -> list[TupleRow]:
+    cursor = connection.cursor(binary=True)
+    await cursor.execute(statement.encode(), parameters)
+    return await cursor.fetchall()
+
+
+async def _estimated(connection: psycopg.AsyncConnection[TupleRow], query: ListQuery) -> int:
+    """How many items the planner expects in the list."""
+    [(plan,)] = await _fetched(connection, *statements.estimate(query))
+    return int(plan[0]["Plan"]["Plan Rows"])
+
+
+def _is_served(condition: Filter, missing: Sequence[Index]) -> bool:
+    """Whether the items that fail it need not be read."""
+    if not condition.field.path:
+        return True
+    index = index_for(condition)
+    return index is not None and index not in missing
 
 
 def arrays(changes: Sequence[Change]) -> dict[str, list[Any]]:
@@ -327,16 +392,3 @@ def _parked(
     entry = pack(version, created_us, (data or "").encode())
     change = Change(item_id, version, entry, deleted=data is None, now_s=0.0)
     return Parked(change, reason, at_us)
-
-
-def prefix_end(prefix: str) -> str | None:
-    """The first id, in byte order, after all that begin with the prefix; None if there is none.
-
-    UTF-8's byte order is the order of code points, so the last one is counted up; code points
-    that cannot be encoded (the surrogates, U+D800 to U+DFFF) are stepped over.
-    """
-    for position in range(len(prefix) - 1, -1, -1):
-        point = ord(prefix[position]) + 1
-        if point <= 0x10FFFF:
-            return prefix[:position] + chr(0xE000 if point == 0xD800 else point)
-    return None

@@ -10,6 +10,19 @@ from __future__ import annotations
 
 from typing import Final
 
+from psycopg import sql
+
+from itemstore.core.index import Index
+from itemstore.core.listing import ListQuery
+from itemstore.storage.conditions import (
+    Parameters,
+    beyond,
+    json_column,
+    key_columns,
+    sort_columns,
+    where,
+)
+
 _PACKED: Final = "int8send(version) || timestamptz_send(created_at) || json_send(data)"
 
 
@@ -230,43 +243,108 @@ UNION ALL
  ORDER BY version FETCH FIRST %(limit)s ROWS WITH TIES
 """  # noqa: S608 - built from constants above
 
-_IN_PREFIX: Final = (
-    "id >= %(prefix)s AND (%(prefix_end)s::text IS NULL OR id < %(prefix_end)s::text)"
-)
+#: Where lists look. An item that another hand stored may not be readable as jsonb (\u0000, a lone
+#: surrogate, a huge number); where one is met, the sound ones are told apart first (schema.sql).
+ITEMS: Final = "items"
+SOUND_ITEMS: Final = "(SELECT * FROM items WHERE itemstore_is_sound(data) OFFSET 0) AS items"
 
-COUNT: Final = f"SELECT count(*) FROM items WHERE {_IN_PREFIX}"  # noqa: S608 - constants
 
-
-def _list(sort: str, after: str, *, descending: bool) -> str:
+def page(query: ListQuery, source: str = ITEMS) -> tuple[str, Parameters]:
     """A page ends after ``limit`` items, or after the item with which it passes ``bytes_max``."""
-    direction, beyond = ("DESC", "<") if descending else ("ASC", ">")
-    columns = ", ".join(f"{column} {direction}" for column in sort.split(", "))
-    return f"""
+    given = Parameters()
+    columns = sort_columns(query.order)
+    names = [f"key_{number}" for number, _ in enumerate(columns)]
+    direction = "DESC" if query.descending else "ASC"
+    by_columns, by_names = (
+        ", ".join(f"{each} {direction}" for each in some) for some in (columns, names)
+    )
+    keys = ", ".join(f"{column} AS {name}" for column, name in zip(columns, names, strict=True))
+    text = f"""
 SELECT id, entry FROM (
-    SELECT *, sum(length(entry)) OVER (ORDER BY {columns}) - length(entry) AS bytes_before
+    SELECT *, sum(length(entry)) OVER (ORDER BY {by_names}) - length(entry) AS bytes_before
       FROM (
-        SELECT id, created_at, version, {_PACKED} AS entry FROM items
-         WHERE {_IN_PREFIX} AND (%(after_id)s::text IS NULL OR ({sort}) {beyond} ({after}))
-         ORDER BY {columns} LIMIT %(limit)s
+        SELECT id, {_PACKED} AS entry, {keys} FROM {source}
+         WHERE {where(query, given)} AND {beyond(query, given)}
+         ORDER BY {by_columns} LIMIT {given.take(query.limit, "bigint")}
       ) AS page
   ) AS sized
- WHERE bytes_before < %(bytes_max)s
- ORDER BY {columns}
-"""  # noqa: S608 - built from constants above
+ WHERE bytes_before < {given.take(query.bytes_max, "bigint")}
+ ORDER BY {by_names}
+"""  # noqa: S608 - built from constants and placeholders
+    return text, given
 
 
-_SORTS: Final = {
-    "created": ("created_at, id", f"{_time('%(after_key)s::bigint')}, %(after_id)s::text"),
-    "updated": ("version, id", "%(after_key)s::bigint, %(after_id)s::text"),
-    "id": ("id", "%(after_id)s::text"),
-}
+def count(query: ListQuery, source: str = ITEMS) -> tuple[str, Parameters]:
+    """How many items are in the list, on all pages."""
+    given = Parameters()
+    return f"SELECT count(*) FROM {source} WHERE {where(query, given)}", given  # noqa: S608 - as above
 
-#: (order, descending) → statement.
-LISTS: Final = {
-    (order, descending): _list(sort, after, descending=descending)
-    for order, (sort, after) in _SORTS.items()
-    for descending in (False, True)
-}
+
+def export(query: ListQuery) -> tuple[str, Parameters]:
+    """All items that match, in order of the id, for a cursor."""
+    given = Parameters()
+    text = f"SELECT id, {_PACKED} FROM {ITEMS} WHERE {where(query, given)} ORDER BY id"  # noqa: S608 - as above
+    return text, given
+
+
+def estimate(query: ListQuery) -> tuple[str, Parameters]:
+    """The planner's plan for finding them; its ``Plan Rows`` is how many it expects."""
+    given = Parameters()
+    text = f"EXPLAIN (FORMAT JSON) SELECT FROM items WHERE {where(query, given)}"
+    return text, given
+
+
+def limits(time_limit_s: float) -> str:
+    """For a list's transaction, behind a pooler too: one snapshot, a limit on each statement."""
+    return (
+        "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY; "
+        f"SET LOCAL statement_timeout = {round(time_limit_s * 1_000)}"
+    )
+
+
+INDEXES_AMONG: Final = """
+SELECT c.relname::text FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+ WHERE i.indrelid = 'items'::regclass AND i.indisvalid AND c.relname = ANY(%(names)b::text[])
+"""
+
+
+def create_index(index: Index) -> str:
+    """``fillfactor`` and the rest are PostgreSQL's own."""
+    if index.kind == "json":
+        columns = f"USING gin ({json_column(index.field)} jsonb_path_ops)"
+    else:
+        columns = f"({', '.join(key_columns(index.field))}, id)"
+    return f"CREATE INDEX CONCURRENTLY {_quoted(index.name)} ON items {columns}".replace("%%", "%")
+
+
+def describe_index(index: Index) -> str:
+    """Its comment tells what it was made for."""
+    field = sql.Literal(f"{index.field} {index.kind}").as_string(None)
+    return f"COMMENT ON INDEX {_quoted(index.name)} IS {field}"
+
+
+def drop_index(name: str) -> str:
+    """Waits for those who use it, and holds up nobody."""
+    return f"DROP INDEX CONCURRENTLY {_quoted(name)}"
+
+
+def _quoted(*names: str) -> str:
+    return sql.Identifier(*names).as_string(None)
+
+
+#: ``building`` is how far a build under way is, in percent; NULL if none is.
+INDEXES: Final = """
+SELECT c.relname::text, coalesce(obj_description(c.oid, 'pg_class'), ''), i.indisvalid,
+       pg_relation_size(c.oid), pg_stat_get_numscans(c.oid),
+       (SELECT coalesce(100 * blocks_done / nullif(blocks_total, 0), 0)
+          FROM pg_stat_progress_create_index p WHERE p.index_relid = c.oid) AS building
+  FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+ WHERE i.indrelid = 'items'::regclass AND starts_with(c.relname::text, %(prefix)s)
+ ORDER BY 1
+"""
+
+#: The planner knows how a field's values are spread only from the statistics of its index.
+ANALYZE: Final = "ANALYZE items"
 
 LEASE_IDS: Final = """
 UPDATE id_blocks SET next = next + %(count)s RETURNING next - %(count)s, key
@@ -356,21 +434,14 @@ SELECT current_setting('server_version'),
        pg_is_in_recovery()
 """
 
-#: All items in order of the id, for a cursor.
-EXPORT: Final = f"""
-SELECT id, {_PACKED} FROM items
- WHERE {_IN_PREFIX}
- ORDER BY id
-"""  # noqa: S608 - built from constants above
-
 
 def source_rows(table: str | None, query: str | None, id_column: str, *, after: bool) -> str:
     """The rows of another's table (``schema.table``) or query as (id, JSON), in order of the id.
 
     With ``after``, only those beyond the parameter of this name, which takes the column's type.
     """
-    rows = _identifier(*(table or "").split(".")) if query is None else f"({_as_it_is(query)})"
-    key = f"source.{_identifier(id_column)}"
+    rows = _named(*(table or "").split(".")) if query is None else f"({_as_it_is(query)})"
+    key = f"source.{_named(id_column)}"
     beyond = f"WHERE {key} > %(after)s" if after else ""
     return f"""
 SELECT {key}::text, row_to_json(source)::text FROM {rows} AS source
@@ -378,8 +449,9 @@ SELECT {key}::text, row_to_json(source)::text FROM {rows} AS source
 """  # noqa: S608 - names are quoted, and a query is its giver's own
 
 
-def _identifier(*names: str) -> str:
-    return ".".join('"' + name.replace('"', '""').replace("%", "%%") + '"' for name in names)
+def _named(*names: str) -> str:
+    """In a statement with parameters."""
+    return _quoted(*names).replace("%", "%%")
 
 
 def _as_it_is(query: str) -> str:

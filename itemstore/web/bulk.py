@@ -137,11 +137,14 @@ def _line(result: Result) -> bytes:
 
 async def export_items(request: web.Request) -> web.StreamResponse:
     """GET and HEAD /export: 200, all items in the order of their ids, as NDJSON or CSV."""
-    parameters = requests.query(request, EXPORT_PARAMETERS)
+    parameters, filters = requests.list_query(request, EXPORT_PARAMETERS)
     _choice(parameters, "order", ("id",))
     content_type, head, written = _form(request, parameters)
     pages = bulk.export(
-        request.app[STORE], prefix=parameters.get("prefix", ""), after=parameters.get("after")
+        request.app[STORE],
+        prefix=parameters.get("prefix", ""),
+        filters=filters,
+        after=parameters.get("after"),
     )
     with request.app[STREAMS].one(request) as stream:
         try:
@@ -179,10 +182,10 @@ def _form(request: web.Request, parameters: Mapping[str, str]) -> tuple[str, byt
             if name in parameters:
                 raise InvalidParameter(f"{name} is for CSV: add format=csv, or leave it out.")
         return requests.NDJSON[0], b"", _ndjson
-    paths = columns.parse(parameters.get("fields", columns.FIELDS_DEFAULT))
+    table = columns.parse(parameters.get("fields", columns.FIELDS_DEFAULT))
     keeps_formulas = _choice(parameters, "formulas", ("quote", "keep")) == "keep"
-    written = partial(columns.rows, paths=paths, keeps_formulas=keeps_formulas)
-    return f"{CSV}; charset=utf-8; header=present", columns.header(paths), written
+    written = partial(columns.rows, columns=table, keeps_formulas=keeps_formulas)
+    return f"{CSV}; charset=utf-8; header=present", columns.header(table), written
 
 
 def _ndjson(items: Sequence[Item]) -> bytes:

@@ -9,47 +9,48 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
+from itemstore.core.field import MISSING, Field, parse_field, split_fields, value_at
 from itemstore.core.item import Item, created_us_of, timestamp
+from itemstore.core.selection import MEMBERS, SELECTED_MAX
 from itemstore.errors import InvalidParameter
 
-FIELDS_DEFAULT: Final = "id,version,created_at,updated_at,data"
-FIELDS_MAX: Final = 100
-_MEMBERS: Final = frozenset(FIELDS_DEFAULT.split(","))
+FIELDS_DEFAULT: Final = ",".join(MEMBERS)
 
 #: With these a spreadsheet begins a formula, also one that runs programs or sends the table away.
 #: https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
 
-Path = tuple[str, ...]
+
+class Column(NamedTuple):
+    """A column: its title and where its values are."""
+
+    title: str
+    field: Field
 
 
-def parse(fields: str) -> list[Path]:
-    """The paths to the values, such as ``data.address.city``. Raises InvalidParameter."""
-    paths = [tuple(field.split(".")) for field in fields.split(",")]
-    for path in paths:
-        if path[0] not in _MEMBERS or "" in path or (len(path) > 1 and path[0] != "data"):
-            raise InvalidParameter(
-                f"fields has {'.'.join(path)[:80]!r}; it is a list of id, version, created_at, "
-                "updated_at, data and paths into the data, such as data.address.city."
-            )
-    if len(paths) > FIELDS_MAX:
-        raise InvalidParameter(f"fields has {len(paths)} fields; at most {FIELDS_MAX} are allowed.")
-    return paths
+def parse(fields: str) -> list[Column]:
+    """The columns, such as ``id,created_at,data.address.city``. Raises InvalidParameter."""
+    titles = split_fields(fields)
+    if len(titles) > SELECTED_MAX:
+        raise InvalidParameter(f"fields names 1 to {SELECTED_MAX} fields, not {len(titles)}.")
+    return [
+        Column(title, Field(title) if title in MEMBERS else parse_field(title)) for title in titles
+    ]
 
 
-def header(paths: Sequence[Path]) -> bytes:
+def header(columns: Sequence[Column]) -> bytes:
     """The first row: the fields as they were asked for."""
-    return _written([[".".join(path) for path in paths]])
+    return _written([[column.title for column in columns]])
 
 
-def rows(items: Iterable[Item], paths: Sequence[Path], *, keeps_formulas: bool) -> bytes:
+def rows(items: Iterable[Item], columns: Sequence[Column], *, keeps_formulas: bool) -> bytes:
     """A row for each item; texts that begin like a formula get a ``'`` first, unless kept."""
     return _written(
-        [_cell(value, keeps_formulas) for value in _values(item, paths)] for item in items
+        [_cell(value, keeps_formulas) for value in _values(item, columns)] for item in items
     )
 
 
@@ -59,10 +60,10 @@ def _written(table: Iterable[Sequence[str]]) -> bytes:
     return text.getvalue().encode()
 
 
-def _values(item: Item, paths: Sequence[Path]) -> Iterable[Any]:
+def _values(item: Item, columns: Sequence[Column]) -> Iterable[Any]:
     data: Any = None
-    for name, *inner in paths:
-        match name:
+    for _, field in columns:
+        match field.name:
             case "id":
                 yield item.id
             case "version":
@@ -73,19 +74,11 @@ def _values(item: Item, paths: Sequence[Path]) -> Iterable[Any]:
                 yield timestamp(item.version).decode()
             case _:
                 data = item.data if data is None else data
-                yield _inside(data, inner)
-
-
-def _inside(value: Any, path: Sequence[str]) -> Any:
-    for name in path:
-        if type(value) is not dict:
-            return None
-        value = value.get(name)
-    return value
+                yield value_at(data, field.path)
 
 
 def _cell(value: Any, keeps_formulas: bool) -> str:
-    if value is None:
+    if value is None or value is MISSING:
         return ""
     if type(value) is not str:
         return orjson.dumps(value).decode()

@@ -9,9 +9,11 @@ import orjson
 from aiohttp import hdrs, web
 
 from itemstore.core.condition import etag
+from itemstore.core.field import split_fields
 from itemstore.core.item import Item
 from itemstore.core.listing import LIMIT_DEFAULT
 from itemstore.core.operation import Delete, Get, Operation
+from itemstore.core.selection import parse_fields
 from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
 from itemstore.tasks import in_turns
@@ -22,6 +24,9 @@ STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
 _CACHE_CONTROL: Final = "no-cache"
+#: The command that would make a list faster: Warning, which HTTP once had, is obsolete (RFC 9111,
+#: section 5.5), and was about caching.
+HINT: Final = "Itemstore-Hint"
 #: The Durability of an item that is read and whose newest state is not committed yet.
 PENDING: Final = "pending"
 
@@ -82,34 +87,36 @@ async def delete_item(request: web.Request) -> web.Response:
 
 async def list_items(request: web.Request) -> web.Response:
     """GET /items: a page, exact as of the request."""
-    parameters = requests.query(request, LIST_PARAMETERS)
-    count = parameters.get("count", "none")
-    if count not in {"none", "exact"}:
-        raise InvalidParameter(f"count is none or exact, not {count[:40]!r}.")
-    limit = parameters.get("limit", str(LIMIT_DEFAULT))
+    parameters, filters = requests.list_query(request, LIST_PARAMETERS)
+    fields = parameters.get("fields")
+    selected = None if fields is None else split_fields(fields)
     try:
         page = await request.app[STORE].list(
-            limit=requests.integer("limit", limit),
+            limit=requests.integer("limit", parameters.get("limit", str(LIMIT_DEFAULT))),
             order=parameters.get("order", "created"),
             cursor=parameters.get("cursor"),
             prefix=parameters.get("prefix", ""),
-            count=count == "exact",
+            count=parameters.get("count", "none"),
+            filters=filters,
+            fields=selected,
         )
     except InvalidId as error:
         raise InvalidParameter(f"No id begins with this prefix. {error.detail}") from None
+    as_json = Item.json if selected is None else parse_fields(selected).json
     body = b'{"items":[%b],"next":%b' % (
-        b",".join(item.json() for item in page.items),
+        b",".join(as_json(item) for item in page.items),
         orjson.dumps(page.next),
     )
     body += b"}" if page.count is None else b',"count":%d}' % page.count
-    headers = {hdrs.CACHE_CONTROL: _CACHE_CONTROL}
+    headers: list[tuple[str, str]] = [(hdrs.CACHE_CONTROL, _CACHE_CONTROL)]
     if page.next is not None:
         target = request.rel_url.update_query(cursor=page.next)
-        headers[hdrs.LINK] = f'<{target.raw_path_qs}>; rel="next"'
+        headers.append((hdrs.LINK, f'<{target.raw_path_qs}>; rel="next"'))
+    headers += [(HINT, command) for command in page.hints]
     return web.Response(body=body, content_type="application/json", headers=headers)
 
 
-LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count"})
+LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count", "fields"})
 
 
 async def batch(request: web.Request) -> web.Response:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from codecs import BOM_UTF8
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote_to_bytes
 
@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from itemstore.core.condition import Condition
 from itemstore.core.data import Encoded, encode_parsed, loads
+from itemstore.core.field import is_field
 from itemstore.core.item import check_id, microseconds
 from itemstore.core.operation import (
     Conflict,
@@ -41,7 +42,7 @@ BODY_MAX_BYTES: Final = 1024 * 1024
 BATCH_BODY_MAX_BYTES: Final = 8 * 1024 * 1024
 BATCH_OPERATIONS_MAX: Final = 1_000
 BODY_TIMEOUT_S: Final = 10.0  # for the whole body; aiohttp itself would wait for ever
-QUERY_FIELDS_MAX: Final = 20
+QUERY_FIELDS_MAX: Final = 30
 
 JSON: Final = ("application/json",)
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -68,20 +69,43 @@ def item_id(request: web.Request) -> str:
 
 def query(request: web.Request, allowed: Collection[str]) -> dict[str, str]:
     """The parameters. Raises InvalidParameter for one that is unknown, repeated or not UTF-8."""
+    return _once_each(_pairs(request), allowed)
+
+
+def list_query(
+    request: web.Request, allowed: Collection[str]
+) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The parameters of a list, and its filters: field → conditions. Raises InvalidParameter."""
+    filters: dict[str, list[str]] = {}
+    others = []
+    for name, value in _pairs(request):
+        if is_field(name):
+            filters.setdefault(name, []).append(value)
+        else:
+            others.append((name, value))
+    return _once_each(others, allowed, " and filters such as data.price=gte.10"), filters
+
+
+def _pairs(request: web.Request) -> list[tuple[str, str]]:
     raw = request.rel_url.raw_query_string
     if not raw:
-        return {}
+        return []
     try:
-        pairs = parse_qsl(
+        return parse_qsl(
             raw, keep_blank_values=True, errors="strict", max_num_fields=QUERY_FIELDS_MAX
         )
     except ValueError:
         raise InvalidParameter("The query is not percent-encoded UTF-8, or too long.") from None
+
+
+def _once_each(
+    pairs: Iterable[tuple[str, str]], allowed: Collection[str], others: str = ""
+) -> dict[str, str]:
     parameters: dict[str, str] = {}
     for name, value in pairs:
         if name not in allowed:
             known = f"known here: {', '.join(sorted(allowed))}" if allowed else "none is known here"
-            raise InvalidParameter(f"The parameter {name[:40]!r} is unknown; {known}.")
+            raise InvalidParameter(f"The parameter {name[:40]!r} is unknown; {known}{others}.")
         if name in parameters:
             raise InvalidParameter(f"The parameter {name!r} is given twice.")
         parameters[name] = value

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import string
 from base64 import urlsafe_b64encode
+from collections.abc import Sequence
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -13,15 +15,37 @@ from hypothesis import strategies as st
 
 from itemstore.core import listing
 from itemstore.core.cache import Row
+from itemstore.core.field import KEY_TEXT_LENGTH, MISSING, Field, Key, key_of
 from itemstore.core.item import ID_MAX_BYTES, pack
-from itemstore.core.listing import LIMIT_MAX, ORDERS, PAGE_BYTES_MAX, Position, decode, encode, page
+from itemstore.core.listing import (
+    LIMIT_MAX,
+    ORDERS,
+    PAGE_BYTES_MAX,
+    Position,
+    decode,
+    encode,
+    page,
+    understand,
+)
+from itemstore.core.query import Filters
 from itemstore.errors import InvalidCursor, InvalidId, InvalidParameter
-from tests.strategies import IDS
+from tests.strategies import IDS, STORABLE_TEXT
 
 YEAR_1_US, YEAR_10000_US = -62_135_596_800_000_000, 253_402_300_800_000_000
-KEYS = st.integers(YEAR_1_US, YEAR_10000_US - 1)
+KEYS = st.one_of(
+    st.integers(YEAR_1_US, YEAR_10000_US - 1),
+    st.one_of(st.none(), st.booleans(), STORABLE_TEXT, st.just(MISSING)).map(key_of),
+    st.floats(allow_nan=False, allow_infinity=False).map(key_of),
+)
 POSITIONS = st.tuples(KEYS, IDS)
 PREFIXES = st.just("") | IDS
+LISTS = st.fixed_dictionaries(
+    {"order": st.sampled_from(ORDERS), "prefix": PREFIXES},
+    optional={
+        "filters": st.sampled_from([{}, {"data.a": "eq.1"}, {"data.a": "eq.2"}, {"id": "gt.1"}]),
+        "fields": st.sampled_from([None, ["id"], ["data.a"]]),
+    },
+)
 CURSOR_CHARS = string.ascii_letters + string.digits + "-_"
 
 #: Any JSON value, to be signed off as a cursor by somebody who knows how they are made.
@@ -32,6 +56,18 @@ JSON = st.recursive(
 )
 
 
+def identity(
+    order: str,
+    prefix: str = "",
+    filters: Filters | None = None,
+    fields: Sequence[str] | None = None,
+) -> str:
+    return listing.identify(order, prefix, filters or {}, fields)
+
+
+ID_LIST = identity("id")
+
+
 def forged(value: Any) -> str:
     return urlsafe_b64encode(json.dumps(value).encode()).rstrip(b"=").decode()
 
@@ -39,29 +75,43 @@ def forged(value: Any) -> str:
 # --- cursors
 
 
-@given(st.sampled_from(ORDERS), PREFIXES, POSITIONS)
-def test_a_cursor_brings_its_position_back(order: str, prefix: str, after: Position) -> None:
-    """A cursor of any order, prefix and position is URL-safe text and decodes to that position."""
-    cursor = encode(order, prefix, after)
+@given(LISTS, POSITIONS)
+def test_a_cursor_brings_its_position_back(asked: dict[str, Any], after: Position) -> None:
+    """A cursor of any list and position is URL-safe text and decodes to that position."""
+    cursor = encode(identity(**asked), after)
     assert set(cursor) <= set(CURSOR_CHARS)
-    assert decode(cursor, order=order, prefix=prefix) == after
+    assert decode(cursor, identity(**asked), by_field=isinstance(after[0], Key)) == after
 
 
 def test_the_longest_cursor_is_accepted() -> None:
-    """Two ids of the longest kind, each character of them escaped, fit in a cursor."""
-    quotes = '"' * ID_MAX_BYTES
-    after = (YEAR_1_US, quotes)
-    assert decode(encode("-created", quotes, after), order="-created", prefix=quotes) == after
+    """A key and an id of the longest kind, each character of them escaped, fit in a cursor."""
+    key = Key(Decimal("-1e308"), 0, "\x01" * KEY_TEXT_LENGTH)
+    after = (key, '"' * ID_MAX_BYTES)
+    assert decode(encode(ID_LIST, after), ID_LIST, by_field=True) == after
 
 
-@given(st.sampled_from(ORDERS), st.sampled_from(ORDERS), PREFIXES, PREFIXES, POSITIONS)
+@given(LISTS, LISTS, POSITIONS)
 def test_a_cursor_belongs_to_its_list(
-    order: str, other_order: str, prefix: str, other_prefix: str, after: Position
+    asked: dict[str, Any], other: dict[str, Any], after: Position
 ) -> None:
-    """A cursor of a list with another order or prefix is refused."""
-    assume((order, prefix) != (other_order, other_prefix))
+    """A cursor of a list with another order or prefix, other filters or fields is refused."""
+    assume(identity(**asked) != identity(**other))
     with pytest.raises(InvalidCursor, match="another order or prefix"):
-        decode(encode(order, prefix, after), order=other_order, prefix=other_prefix)
+        decode(encode(identity(**asked), after), identity(**other))
+
+
+def test_filters_in_another_order_are_the_same_list() -> None:
+    """What makes the list counts, not how it is written down."""
+    one = listing.identify("id", "", {"data.a": ["gt.1", "lt.2"], "id": "neq.a"}, None)
+    assert one == listing.identify("id", "", {"id": ["neq.a"], "data.a": ["lt.2", "gt.1"]}, None)
+
+
+def test_a_time_is_no_place_in_an_order_by_a_field() -> None:
+    """A cursor whose key is of the other form is refused."""
+    key = Key(Decimal(1), 0, "")
+    for after, by_field in (((0, "a"), True), ((key, "a"), False)):
+        with pytest.raises(InvalidCursor, match="not one this store gave"):
+            decode(encode(ID_LIST, after), ID_LIST, by_field=by_field)
 
 
 @pytest.mark.parametrize(
@@ -70,37 +120,71 @@ def test_a_cursor_belongs_to_its_list(
         None,
         1,
         "id",
-        "abcd",
+        "abc",
         [],
         {},
-        ["id", "", 0],
-        ["id", "", 0, "a", 1],
-        ["id", "", "0", "a"],
-        ["id", "", 0.0, "a"],
-        ["id", "", True, "a"],
-        ["id", "", None, "a"],
-        ["id", "", YEAR_1_US - 1, "a"],
-        ["id", "", YEAR_10000_US, "a"],
-        ["id", "", 2**64, "a"],
-        ["id", "", 0, ""],
-        ["id", "", 0, None],
-        ["id", "", 0, 1],
-        ["id", "", 0, ["a"]],
-        ["id", "", 0, "a\x00b"],
-        ["id", "", 0, "."],
-        ["id", "", 0, "x" * (ID_MAX_BYTES + 1)],
-        ["id", None, 0, "a"],
-        [None, "", 0, "a"],
-        [["id"], "", 0, "a"],
-        {"id": 1, "": 2, "0": 3, "a": 4},
+        [ID_LIST, 0],
+        [ID_LIST, 0, "a", 1],
+        [ID_LIST, "0", "a"],
+        [ID_LIST, 0.0, "a"],
+        [ID_LIST, True, "a"],
+        [ID_LIST, None, "a"],
+        [ID_LIST, YEAR_1_US - 1, "a"],
+        [ID_LIST, YEAR_10000_US, "a"],
+        [ID_LIST, 2**64, "a"],
+        [ID_LIST, 0, ""],
+        [ID_LIST, 0, None],
+        [ID_LIST, 0, 1],
+        [ID_LIST, 0, ["a"]],
+        [ID_LIST, 0, "a\x00b"],
+        [ID_LIST, 0, "."],
+        [ID_LIST, 0, "x" * (ID_MAX_BYTES + 1)],
+        [ID_LIST, [None, 0, ""], "a"],
+        [None, 0, "a"],
+        [[ID_LIST], 0, "a"],
+        {ID_LIST: 1, "0": 3, "a": 4},
     ],
     ids=lambda value: str(value)[:30],
 )
 def test_a_forged_cursor_is_refused(value: Any) -> None:
     """Well-made base64 of anything but a cursor's four members is refused, never an SQL error."""
     with pytest.raises(InvalidCursor) as refusal:
-        decode(forged(value), order="id", prefix="")
+        decode(forged(value), ID_LIST)
     assert refusal.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        None,
+        0,
+        "a",
+        [],
+        {},
+        ["1", 0],
+        ["1", 0, "", ""],
+        [1, 0, ""],
+        ["1e99999", 0, ""],
+        ["NaN", 0, ""],
+        ["Infinity", 0, ""],
+        ["1; --", 0, ""],
+        ["1" * 600, 0, ""],
+        [None, -1, ""],
+        [None, 6, ""],
+        [None, 1.0, ""],
+        [None, True, ""],
+        [None, "0", ""],
+        [None, 0, None],
+        [None, 0, "a\x00"],
+        [None, 0, "x" * 502],
+        [None, 0, ["x"]],
+    ],
+    ids=lambda key: str(key)[:30],
+)
+def test_a_forged_key_is_refused(key: Any) -> None:
+    """Nothing but a key of a field of data is a place in an order by one."""
+    with pytest.raises(InvalidCursor):
+        decode(forged([ID_LIST, key, "a"]), ID_LIST, by_field=True)
 
 
 @pytest.mark.parametrize(
@@ -121,8 +205,8 @@ def test_a_forged_cursor_is_refused(value: Any) -> None:
         "WyJp\nZCIs",
         urlsafe_b64encode(b"\xff\xfe").decode(),
         urlsafe_b64encode(b"[" * 2_000).decode(),
-        forged(["id", "", 0, "a"]) + "A" * 8_193,
-        urlsafe_b64encode(b'["id","",0,"a"' + b" " * 8_192 + b"]").decode(),
+        forged([ID_LIST, 0, "a"]) + "A" * 8_193,
+        urlsafe_b64encode(b'["id",0,"a"' + b" " * 8_192 + b"]").decode(),
         "A" * 1_000_000,
     ],
     ids=lambda cursor: ascii(cursor)[:20],
@@ -130,71 +214,84 @@ def test_a_forged_cursor_is_refused(value: Any) -> None:
 def test_a_garbled_cursor_is_refused(cursor: str) -> None:
     """What is no base64, no JSON, or too long is refused."""
     with pytest.raises(InvalidCursor):
-        decode(cursor, order="id", prefix="")
+        decode(cursor, ID_LIST)
 
 
 @given(st.one_of(st.text(), st.text(CURSOR_CHARS, max_size=60), JSON.map(forged)))
 def test_anything_else_is_refused(cursor: str) -> None:
     """Text, base64 and JSON at random are refused, always as an InvalidCursor."""
     with pytest.raises(InvalidCursor):
-        decode(cursor, order="-created", prefix="a")
+        decode(cursor, identity("-created", "a"))
 
 
 @given(POSITIONS, st.data())
 def test_a_changed_cursor_is_refused_or_a_position(after: Position, data: st.DataObject) -> None:
     """A cursor with characters changed is refused or leads to some valid position, nothing else."""
-    cursor = list(encode("id", "", after))
+    by_field = isinstance(after[0], Key)
+    cursor = list(encode(ID_LIST, after))
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(cursor) - 1))
         cursor[place] = data.draw(st.sampled_from([*CURSOR_CHARS, "", "=", "\u00e9"]))
     try:
-        found = decode("".join(cursor), order="id", prefix="")
+        found = decode("".join(cursor), ID_LIST, by_field=by_field)
     except InvalidCursor:
         return
-    assert decode(encode("id", "", found), order="id", prefix="") == found
+    assert decode(encode(ID_LIST, found), ID_LIST, by_field=by_field) == found
 
 
 # --- pages
 
 
-def rows(count: int, *, size: int = 2) -> list[Row]:
-    return [(f"i{n:03}", pack(100 + n, 10 + n, b"x" * size)) for n in range(count)]
+def rows(count: int, *, size: int = 0) -> list[Row]:
+    return [
+        (f"i{n:03}", pack(100 + n, 10 + n, b'{"n":%d}' % n + b" " * size)) for n in range(count)
+    ]
 
 
 def test_a_page_that_is_not_full_is_the_last() -> None:
     """Up to the limit all rows are on the page, and there is no next one."""
     for count in (0, 1, 3):
-        result = page(rows(count), limit=3, order="id", prefix="", count=7)
+        result = page(understand(limit=3, order="id"), rows(count), 7)
         assert [item.id for item in result.items] == [row[0] for row in rows(count)]
         assert (result.next, result.count) == (None, 7)
+
+
+def test_a_whole_list_is_no_estimate() -> None:
+    """Where all there is stands on the first page, its number is known."""
+    assert page(understand(limit=3, count="estimated"), rows(3), 7).count == 3
+    assert page(understand(limit=3, count="estimated"), rows(4), 7).count == 7
 
 
 @pytest.mark.parametrize(
     ("order", "after"),
     [
         ("created", (12, "i002")),
-        ("-created", (12, "i002")),
-        ("updated", (102, "i002")),
+        ("-created_at", (12, "i002")),
+        ("updated_at", (102, "i002")),
         ("-updated", (102, "i002")),
         ("id", (0, "i002")),
         ("-id", (0, "i002")),
+        ("data.n", (Key(Decimal(2), 0, ""), "i002")),
+        ("-data.none", (key_of(MISSING), "i002")),
     ],
 )
 def test_one_row_more_than_the_limit_means_a_next_page(order: str, after: Position) -> None:
     """The row beyond the limit is left out, and the cursor names the last one that is not."""
-    result = page(rows(4), limit=3, order=order, prefix="i", count=None)
+    asked = understand(limit=3, order=order, prefix="i")
+    result = page(asked, rows(4), None)
     assert [item.id for item in result.items] == ["i000", "i001", "i002"]
     assert result.next is not None
-    assert decode(result.next, order=order, prefix="i") == after
+    assert understand(order=order, prefix="i", cursor=result.next).query.after == after
     assert result.count is None
 
 
 def test_a_page_cut_by_size_has_a_next_page() -> None:
     """A page that reached its bytes goes on, though it has fewer items than the limit."""
-    result = page(rows(2, size=PAGE_BYTES_MAX // 2), limit=10, order="id", prefix="", count=None)
+    asked = understand(limit=10, order="id")
+    result = page(asked, rows(2, size=PAGE_BYTES_MAX // 2), None)
     assert len(result.items) == 2
     assert result.next is not None
-    assert decode(result.next, order="id", prefix="") == (0, "i001")
+    assert decode(result.next, asked.identity) == (0, "i001")
 
 
 # --- parameters
@@ -209,16 +306,25 @@ def test_a_page_cut_by_size_has_a_next_page() -> None:
         ("-updated", "updated", True),
         ("id", "id", False),
         ("-id", "id", True),
+        ("created_at", "created", False),
+        ("-updated_at", "updated", True),
+        ("data.a.b", Field("data", ("a", "b")), False),
+        ('-data."-"', Field("data", ("-",)), True),
     ],
 )
-def test_an_order_is_a_column_and_a_direction(order: str, column: str, descending: bool) -> None:
-    """Each of the six orders is understood."""
+def test_an_order_is_a_column_and_a_direction(
+    order: str, column: str | Field, descending: bool
+) -> None:
+    """Each order is understood."""
     assert listing.check_order(order) == (column, descending)
 
 
-@pytest.mark.parametrize("order", ["", "-", "--id", "ID", "data", "id; --", " id", "+id"])
+@pytest.mark.parametrize(
+    "order",
+    ["", "-", "--id", "ID", "data", "data.", "--created_at", "-data", "id; --", " id", "+id"],
+)
 def test_another_order_is_refused(order: str) -> None:
-    """Nothing but the six orders reaches the storage."""
+    """Nothing else reaches the storage."""
     with pytest.raises(InvalidParameter):
         listing.check_order(order)
 

@@ -21,6 +21,7 @@ from itemstore.core.item import pack
 from itemstore.moving.display import Display
 from itemstore.moving.writers import Csv
 from itemstore.store import ItemStore
+from itemstore.web import columns
 from tests.moving.moves import begun, datas, moved, moved_beside, ndjson, run, stored
 from tests.sql import query
 
@@ -70,6 +71,14 @@ def test_items_come_in_order_of_the_id_and_only_those_of_the_prefix(
     assert {"id", "version", "created_at", "updated_at", "data"} == set(found[0])
 
 
+@pytest.mark.parametrize("wrong", ["data.n", "data.n=eleven", "price=eq.1"])
+def test_what_is_no_filter_is_told_before_a_file_is_made(
+    dsn: str, tmp_path: Path, wrong: str
+) -> None:
+    assert 2 == run(dsn, "export", tmp_path / "out.ndjson", "--filter", wrong).code
+    assert not (tmp_path / "out.ndjson").exists()
+
+
 def test_a_sqlite_file_is_a_table_like_the_store_s(dsn: str, tmp_path: Path) -> None:
     moved(dsn, "import", ndjson(tmp_path / "in.ndjson", [{"id": "a", "data": {"n": 1}}]))
     moved(dsn, "export", tmp_path / "out.db")
@@ -95,7 +104,7 @@ def test_chosen_fields_are_columns_and_come_back_as_parts(dsn: str, tmp_path: Pa
 @given(st.dictionaries(st.text(max_size=5), st.text(max_size=10), max_size=3))
 def test_a_csv_file_has_the_data_as_json(data: dict[str, str]) -> None:
     file = io.BytesIO()
-    writing = Csv(file, [("id",), ("data",)], keeps_formulas=True)
+    writing = Csv(file, columns.parse("id,data"), keeps_formulas=True)
     text = orjson.dumps(data)
     writing.add([("a", pack(1, 1, text))])
     writing.close()

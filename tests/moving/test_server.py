@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +52,18 @@ def test_what_goes_in_and_out_through_a_server_is_the_same(
     with databases.one(server(18)) as other:
         moved(other, "import", process.url)
         assert stored(dsn) == stored(other)
+
+
+def test_only_items_that_match_are_exported(
+    process: ServerProcess, dsn: str, tmp_path: Path
+) -> None:
+    moved(NOWHERE, "import", ndjson(tmp_path / "in.ndjson", records(20)), "--server", process.url)
+    wanted = ("--prefix", "i1", "--filter", "data.n=gte.9", "--filter", "data.n=lt.12")
+    moved(NOWHERE, "export", tmp_path / "out.ndjson", *wanted, "--server", process.url)
+    moved(dsn, "export", tmp_path / "same.ndjson", *wanted)
+    out = (tmp_path / "out.ndjson").read_bytes()
+    assert ["i10", "i11"] == [json.loads(line)["id"] for line in out.splitlines()]
+    assert (tmp_path / "same.ndjson").read_bytes() == out
 
 
 def test_over_the_death_of_the_server_nothing_is_lost_and_nothing_twice(

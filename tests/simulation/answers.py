@@ -13,6 +13,7 @@ from typing import Final
 
 from itemstore.core.cache import Row
 from itemstore.core.item import Item, plain
+from itemstore.core.listing import Position, position
 from itemstore.core.operation import Get, Operation
 from itemstore.core.queue import Change
 from itemstore.errors import (
@@ -29,7 +30,6 @@ from itemstore.errors import (
 )
 from itemstore.options import Durability
 from itemstore.storage import ListQuery
-from tests.simulation.disk import sort_key
 from tests.simulation.hand import IDS as HAND_IDS
 from tests.simulation.truth import Moment, Truth
 
@@ -192,7 +192,7 @@ class Answers:
         self, call: Call, query: ListQuery, rows: Sequence[Row], *, is_end: bool
     ) -> None:
         """Each item on the page was so; each item not on it was not to be there."""
-        keys = [sort_key(query.order, row) for row in rows]
+        keys = [position(query.order, row) for row in rows]
         found = {item_id: entry for item_id, entry in rows if item_id not in HAND_IDS}
         self._check(keys == sorted(keys, reverse=query.descending), f"a page is in order: {keys}")
         self._check(len(set(keys)) == len(rows) <= query.limit, f"it repeats nothing: {keys}")
@@ -210,13 +210,11 @@ class Answers:
             self._check(is_right, f"a list is exact: {item_id}: {entry!r}, not {moments}; {query}")
 
 
-def _is_on(
-    query: ListQuery, end: tuple[int, str] | None, item_id: str, entry: bytes | None
-) -> bool:
+def _is_on(query: ListQuery, end: Position | None, item_id: str, entry: bytes | None) -> bool:
     """Whether an item in this state belongs on the page that ends there."""
     if entry is None or not item_id.startswith(query.prefix):
         return False
-    key = sort_key(query.order, (item_id, entry))
+    key = position(query.order, (item_id, entry))
     if query.descending:
         return (query.after is None or key < query.after) and (end is None or key >= end)
     return (query.after is None or key > query.after) and (end is None or key <= end)

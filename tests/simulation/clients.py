@@ -147,7 +147,11 @@ class Clients:
         for _ in range(pages):
             async with self._call() as call:
                 pending = self.store.list(
-                    limit=limit, order=order, prefix=prefix, cursor=cursor, count=limit == 3
+                    limit=limit,
+                    order=order,
+                    prefix=prefix,
+                    cursor=cursor,
+                    count="exact" if limit == 3 else "none",
                 )
                 try:
                     page = await self._patiently(pending)
@@ -169,7 +173,7 @@ class Clients:
                     self.answers.check_count(call, prefix, page.count)
             if (cursor := page.next) is None:
                 return
-            after = listing.decode(cursor, order=order, prefix=prefix)
+            after = listing.decode(cursor, listing.identify(order, prefix, {}, None))
 
     async def _flush(self) -> None:
         async with self._call() as call:

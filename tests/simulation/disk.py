@@ -20,6 +20,7 @@ from itemstore.storage import (
     State,
     StorageRefused,
 )
+from tests import oracle
 from tests.simulation.lease_row import LeaseRow
 
 PURGE_MAX: Final = 1_000  # tombstones forgotten in one call
@@ -132,19 +133,17 @@ class Disk:
         return [(item_id, self.items[item_id]) for item_id in ids if item_id in self.items]
 
     def select(self, query: ListQuery) -> list[Row]:
-        rows = [row for row in self.items.items() if row[0].startswith(query.prefix)]
-        rows.sort(key=lambda row: sort_key(query.order, row), reverse=query.descending)
         page: list[Row] = []
         size = 0
-        for row in rows:
-            key = sort_key(query.order, row)
-            if query.after and (key <= query.after, key >= query.after)[query.descending]:
-                continue
+        for row in oracle.selected(list(self.items.items()), query):
             if len(page) == query.limit or size >= query.bytes_max:
                 break
             page.append(row)
             size += len(row[1])
         return page
+
+    def count(self, query: ListQuery) -> int:
+        return sum(oracle.matches(row, query) for row in self.items.items())
 
     def states(self, ids: Sequence[str]) -> list[State]:
         return [State(each, self.items.get(each), max(0, self.version(each))) for each in ids]
@@ -228,9 +227,3 @@ class Walk:
 
     def _moves(self) -> bool:
         return self._chance.random() < 0.5
-
-
-def sort_key(order: str, row: Row) -> tuple[int, str]:
-    """Where the row stands in a list: what the order goes by, then the id."""
-    keys = {"created": created_us_of, "updated": version_of}
-    return (keys[order](row[1]) if order in keys else 0), row[0]

@@ -17,6 +17,7 @@ from uuid import UUID
 
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
+from itemstore.core.index import Index, indexes_for
 from itemstore.core.queue import Change
 from itemstore.storage import (
     Claim,
@@ -264,11 +265,17 @@ class FlakyStorage:
         return await self._call("page", lambda: self._walk.page(position))
 
     async def select(self, query: ListQuery) -> tuple[list[Row], int | None]:
-        rows = await self._call("select", lambda: self.disk.select(query))
-        if not query.count:
+        def look() -> tuple[list[Row], int]:
+            return self.disk.select(query), self.disk.count(query)
+
+        rows, count = await self._call("select", look)
+        if query.count == "none":
             return rows, None
-        ids = await self._call("count", lambda: list(self.disk.items))  # a snapshot of its own
-        return rows, sum(each.startswith(query.prefix) for each in ids)
+        return rows, await self._call("count", lambda: count)  # of the same snapshot
+
+    async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
+        wanted = indexes_for(query.filters, query.order)
+        return await self._call("unserved", lambda: (wanted, len(self.disk.items)))
 
     async def lease_ids(self, count: int) -> tuple[IdBlock, set[str]]:
         block = await self._call("block", lambda: self.disk.lease_ids(count))

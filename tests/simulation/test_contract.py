@@ -171,7 +171,7 @@ async def test_a_list_is_walked_in_its_order(
     after = None
     while True:
         query = ListQuery(
-            limit=5, bytes_max=10**9, order=order, descending=descending, after=after, count=True
+            limit=5, bytes_max=10**9, order=order, descending=descending, after=after, count="exact"
         )
         page, count = await storage.select(query)
         assert count == len(IDS)
@@ -190,7 +190,7 @@ async def test_a_prefix_selects_by_the_bytes_it_begins_with(storage: Storage, pr
     ids = sorted([*IDS, "\ud7ff1", "\ue000", "\U0010ffff\U0010ffff", "%", "_"])
     await write(storage, [upsert(item_id, NOW) for item_id in ids])
     expected = [item_id for item_id in ids if item_id.startswith(prefix)]
-    query = ListQuery(limit=100, bytes_max=10**9, order="id", prefix=prefix, count=True)
+    query = ListQuery(limit=100, bytes_max=10**9, order="id", prefix=prefix, count="exact")
     page, count = await storage.select(query)
     assert [item_id for item_id, _ in page] == expected
     assert count == len(expected)

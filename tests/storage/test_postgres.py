@@ -32,7 +32,8 @@ from itemstore.storage import (
     postgres,
     statements,
 )
-from itemstore.storage.postgres import Postgres, prefix_end
+from itemstore.storage.conditions import prefix_end
+from itemstore.storage.postgres import Postgres
 from itemstore.storage.session import classify
 from tests.conftest import MAJORS_WANTED
 from tests.sql import EMPTY, NO_CLAIM, Holder, make_database, query, tables
@@ -376,7 +377,7 @@ async def test_a_prefix_selects_what_begins_with_it(db: Holder) -> None:
         expected = sorted((i for i in PREFIXED if i.startswith(prefix)), key=str.encode)
         for descending in (False, True):
             rows, count = await db.select(
-                ListQuery(100, BYTES, "id", descending=descending, prefix=prefix, count=True)
+                ListQuery(100, BYTES, "id", descending=descending, prefix=prefix, count="exact")
             )
             assert [item_id for item_id, _ in rows] == expected[:: -1 if descending else 1]
             assert count == len(expected)
@@ -411,7 +412,7 @@ async def test_a_count_is_of_all_that_match(db: Holder) -> None:
     """The count knows the prefix, but neither the limit nor where the page begins."""
     await db.write([upsert(f"a{n}", n) for n in range(7)] + [upsert("b", 8)])
     rows, count = await db.select(
-        ListQuery(2, BYTES, "id", prefix="a", after=(0, "a4"), count=True)
+        ListQuery(2, BYTES, "id", prefix="a", after=(0, "a4"), count="exact")
     )
     assert ([item_id for item_id, _ in rows], count) == (["a5", "a6"], 7)
 
@@ -1023,7 +1024,7 @@ async def test_a_cancelled_call_does_not_break_the_next(
         "write": lambda: db.write([upsert("b", 2)]),
         "load": lambda: db.load(["a"]),
         "page": lambda: db.page(0),
-        "select": lambda: db.select(ListQuery(10, BYTES, count=True)),
+        "select": lambda: db.select(ListQuery(10, BYTES, count="exact")),
         "lease_ids": lambda: db.lease_ids(3),
         "purge": lambda: db.purge(1),
     }

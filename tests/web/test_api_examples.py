@@ -12,6 +12,7 @@ import inspect
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Final
 
@@ -19,10 +20,10 @@ import pytest
 from aiohttp import web
 
 from itemstore import admission, bulk, errors
-from itemstore.core import data, item, lines, listing
+from itemstore.core import data, field, item, lines, listing, query, selection
 from itemstore.options import Options
 from itemstore.storage.postgres import Postgres
-from itemstore.web import app, columns, items, requests, streams
+from itemstore.web import app, items, requests, streams
 from itemstore.web import bulk as web_bulk
 from itemstore.web import server as web_server
 from tests.web.conftest import Service, service_over
@@ -94,11 +95,12 @@ def examples(text: str) -> list[tuple[str, str]]:
     return found
 
 
-async def run(command: str) -> str:
+async def run(command: str, **settings: str) -> str:
     """What the command prints, as a person would see it."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     process = await asyncio.create_subprocess_exec(
         *("bash", "-c", command),
-        env={"PATH": os.environ["PATH"], "HOME": "/nonexistent", "NO_PROXY": "*"},
+        env={"PATH": path, "HOME": "/nonexistent", "NO_PROXY": "*", **settings},
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -127,19 +129,23 @@ def rows(text: str) -> list[list[str]]:
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl in PATH")
-async def test_the_examples_are_answered_as_the_document_says(dsn: str) -> None:
-    """Every command of docs/api.md, run in order, prints what stands below it."""
+@pytest.mark.parametrize(("name", "least"), [("api", 30), ("queries", 10)])
+async def test_the_examples_are_answered_as_the_document_says(
+    dsn: str, name: str, least: int
+) -> None:
+    """Every command of the document, run in order, prints what stands below it."""
     session = Session()
     async with service_over(Postgres(dsn)) as service:
-        commands = examples(DOCUMENT.read_text())
+        commands = examples((DOCUMENT.parent / f"{name}.md").read_text())
         for command, expected in commands:
-            session.compare(expected, await run(address(session.command(command), service)))
+            typed = address(session.command(command), service)
+            session.compare(expected, await run(typed, DATABASE_URL=dsn))
 
-    assert len(commands) > 30
+    assert len(commands) > least
 
 
 def address(command: str, service: Service) -> str:
-    assert ADDRESS in command
+    assert ADDRESS in command or command.startswith("itemstore ")
     return command.replace(ADDRESS, f"127.0.0.1:{service.port}")
 
 
@@ -187,7 +193,8 @@ def leaves(error: type[errors.ItemStoreError]) -> set[type[errors.ItemStoreError
 
 def test_every_error_stands_in_the_table() -> None:
     """docs/api.md has each code that can be an answer, with its status and what to do."""
-    answered = leaves(errors.ItemStoreError) - {errors.StartupError}
+    never = leaves(errors.StartupError) | leaves(errors.MovingError)
+    answered = leaves(errors.ItemStoreError) - never
     text = section("## Errors")
     table = {
         code: int(status) for code, status in re.findall(r"^\| `(\w+)` \| (\d{3}) \|", text, re.M)
@@ -212,13 +219,21 @@ LIMITS: Final = {
     f"time in which a client takes {streams.PIECE_BYTES:,} bytes of such an answer": (
         *(streams.IDLE_S, "s"),
     ),
-    "fields of an export": (columns.FIELDS_MAX, ""),
     "nesting of data, itself included": (data.DEPTH_MAX, "levels"),
     "commas, `[` and `{` in a body, those in texts included": (data.STRUCTURE_MAX, ""),
     "items of a page": (listing.LIMIT_MAX, ""),
     "data of a page": (listing.PAGE_BYTES_MAX, "bytes"),
     "cursor": (listing._CURSOR_LENGTH_MAX, "characters"),
     "query parameters": (requests.QUERY_FIELDS_MAX, ""),
+    "filters of a list": (query.FILTERS_MAX, ""),
+    "a text or a number in a filter": (query.VALUE_LENGTH_MAX, "characters"),
+    "an array or an object in a filter": (query.JSON_LENGTH_MAX, "characters"),
+    "values of `in`": (query.IN_MAX, ""),
+    "a field, as it is written": (field.FIELD_LENGTH_MAX, "characters"),
+    "fields selected, columns of an export": (selection.SELECTED_MAX, ""),
+    "time for a page of a list, and as long again for its count": (
+        *(OPTIONS.query_timeout_s, "s (`QUERY_TIMEOUT`)"),
+    ),
     "time for a body to arrive": (requests.BODY_TIMEOUT_S, "s"),
     "request line, header line": (HTTP["max_line_size"].default, "bytes"),
     "header lines": (HTTP["max_headers"].default, ""),

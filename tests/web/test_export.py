@@ -62,6 +62,19 @@ async def test_it_goes_on_after_an_id(api: Api, name: str) -> None:
         assert [each["id"] for each in found] == [f"{name}{each}" for each in expected]
 
 
+async def test_filters_apply(api: Api, name: str) -> None:
+    """As in a list, also when it goes on after an id, and as a table."""
+    for n in range(6):
+        await make(api, f"{name}{n}", {"n": n})
+    wanted = f"?prefix={name}&data.n=gte.2&data.n=neq.4"
+    found = await exported(api, wanted)
+    assert [2, 3, 5] == [each["data"]["n"] for each in found]
+    found = await exported(api, f"{wanted}&after={name}2")
+    assert [3, 5] == [each["data"]["n"] for each in found]
+    table = await api("GET", f"/export{wanted}&format=csv&fields=data.n")
+    assert "data.n\r\n2\r\n3\r\n5\r\n" == table.body.decode()
+
+
 @pytest.mark.parametrize(
     "query",
     [
