@@ -95,7 +95,8 @@ class Importing:
     async def _accept_all(self, entries: Sequence[Entry], part: Part) -> None:
         given = [each.operation for each in entries if isinstance(each.operation, Import)]
         for failure in (await self._store.reader.load_all(each.id for each in given)).values():
-            raise failure
+            if not isinstance(failure, Overloaded):  # for that, ``_accept_in_time`` waits
+                raise failure
         for number, entry in enumerate(entries, 1):
             part.append((entry, await self._accept(entry.operation)))
             await give_way(number)
@@ -125,8 +126,9 @@ class Importing:
         results: list[Result] = []
         reason: Unavailable | None = None
         try:
-            for entry, begun in part:
+            for number, (entry, begun) in enumerate(part, 1):
                 results.append(await _result(entry, begun))
+                await give_way(number)
         except Unavailable as error:
             reason = error
         await tell(results)
@@ -169,9 +171,8 @@ async def export(
     """
     cursor = None if after is None else listing.encode("id", prefix, (0, check_id(after)))
     while True:
-        page = await store.list(
-            limit=listing.LIMIT_MAX, order="id", cursor=cursor, prefix=prefix
-        )  # what selects the items belongs here, and into the cursor
+        # What else selects items belongs here, and into the cursor above.
+        page = await store.list(limit=listing.LIMIT_MAX, order="id", cursor=cursor, prefix=prefix)
         yield page.items
         if page.next is None:
             return

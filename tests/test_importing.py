@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
 from itemstore.accepted import finished
+from itemstore.bulk import PARTS_MAX, Entry, Importing, Result
 from itemstore.core.item import Item
 from itemstore.core.operation import Conflict, Import
-from itemstore.errors import ItemQuarantined, LeaseLost
+from itemstore.errors import InvalidItem, ItemQuarantined, LeaseLost
 from itemstore.options import Durability
 from itemstore.store import ItemStore
-from tests.stores import COMMIT, FULL, LAZY, MEMORY, Stores, gates, soon, start, take_away
+from tests.stores import COMMIT, FULL, LAZY, MEMORY, Stores, gates, soon, start, take_away, until
+from tests.test_races import turns
 
 THEN_US = 1_000_000_000_000_001  # 2001-09-09
 REFUSE = "ALTER TABLE items ADD CONSTRAINT no_negative CHECK (data ->> 'n' NOT LIKE '-%')"
@@ -113,6 +117,7 @@ async def test_what_is_kept_is_confirmed_with_the_write_it_rests_on(store: ItemS
     await soon(gate.reached())
 
     waiting = start(bring(store, "a", {"n": 0}))
+    await turns()
     _, at_once = await bring(store, "a", {"n": 0}, MEMORY)
     assert ("kept", False) == (at_once, waiting.done())
 
@@ -166,3 +171,49 @@ async def test_items_that_are_not_cached_are_loaded_together(stores: Stores) -> 
     assert ["kept", "created"] == [
         (await bring(store, each, {"n": 19}))[1] for each in ("i19", "i20")
     ]
+
+
+async def test_no_more_is_read_than_can_be_told(stores: Stores) -> None:
+    """While nobody takes the results, only so many parts are read; then all of them are."""
+    importing = Importing(await stores.open(), MEMORY)
+    read, may_go_on = 0, asyncio.Event()
+
+    async def entries() -> AsyncIterator[Sequence[Entry]]:
+        nonlocal read
+        for number in range(1, 101):
+            read += 1
+            yield [
+                Entry(number, f"i{number}", Import(f"i{number}", {})),
+                Entry(number, None, InvalidItem("wrong")),
+            ]
+
+    async def tell(_: Sequence[Result]) -> None:
+        await may_go_on.wait()
+
+    running = start(importing.run(entries(), tell))
+    await until(lambda: read >= PARTS_MAX)
+    await turns(1_000)
+    assert read <= PARTS_MAX + 2  # one is being told, one waits to be handed over
+
+    may_go_on.set()
+    await soon(running)
+    assert (100, 100, 100) == (read, importing.counts["created"], importing.counts["failed"])
+
+
+@pytest.mark.parametrize("told", [0, 2])
+async def test_who_stops_taking_results_ends_the_import(stores: Stores, told: int) -> None:
+    """An error of whoever takes the results ends it at once, and leaves no task behind."""
+    importing = Importing(await stores.open(), MEMORY)
+
+    async def entries() -> AsyncIterator[Sequence[Entry]]:
+        for number in range(1, 1_000_000):
+            yield [Entry(number, None, InvalidItem("wrong"))]
+
+    async def tell(results: Sequence[Result]) -> None:
+        if results[0].line > told:
+            raise ConnectionResetError
+
+    with pytest.raises(ConnectionResetError):
+        await soon(importing.run(entries(), tell))
+    assert told == importing.last_line
+    assert "import" not in [task.get_name() for task in asyncio.all_tasks()]

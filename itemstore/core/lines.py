@@ -54,5 +54,5 @@ class Lines:
         if len(self._begun) + len(piece) > LINE_MAX_BYTES:
             self._is_too_long = True
             self._begun.clear()
-        elif not self._is_too_long:
+        else:
             self._begun += piece
