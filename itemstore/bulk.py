@@ -96,7 +96,8 @@ class Importing:
     async def _accept_all(self, entries: Sequence[Entry], part: Part) -> None:
         given = [each.operation for each in entries if isinstance(each.operation, Import)]
         for failure in (await self._store.reader.load_all(each.id for each in given)).values():
-            raise failure
+            if not isinstance(failure, Overloaded):  # for that, ``_accept_in_time`` waits
+                raise failure
         for number, entry in enumerate(entries, 1):
             part.append((entry, await self._accept(entry.operation)))
             await give_way(number)
@@ -126,8 +127,9 @@ class Importing:
         results: list[Result] = []
         reason: Unavailable | None = None
         try:
-            for entry, begun in part:
+            for number, (entry, begun) in enumerate(part, 1):
                 results.append(await _result(entry, begun))
+                await give_way(number)
         except Unavailable as error:
             reason = error
         await tell(results)

@@ -45,13 +45,16 @@ _CONTAINERS: Final = (dict, list)
 _TYPES: Final = frozenset({dict, list, str, int, float, bool, type(None)})
 
 
-def loads(raw: bytes, *, wrapping: int = 1, what: str = "body") -> Any:
-    """The JSON value of a request's body, or of what else; ``wrapping``: levels around the data.
+def loads(raw: bytes, *, wrapping: int = 1, around: int = 0, what: str = "body") -> Any:
+    """The JSON value of a request's body, or of what else it is called.
+
+    ``wrapping`` is how many levels may be around an item's data, ``around`` how many brackets and
+    commas beside those of the data.
 
     Raises MalformedJSON, or InvalidData where reading it would lose something: an integer outside
     int64, a number that a double cannot hold, more depth or structure than allowed.
     """
-    _check_structure(raw)
+    _check_structure(raw, STRUCTURE_MAX + around)
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
@@ -181,10 +184,10 @@ def _check_float(text: str) -> float:
     return 0.0
 
 
-def _check_structure(text: bytes) -> None:
-    if len(text) <= STRUCTURE_MAX:
+def _check_structure(text: bytes, structure_max: int = STRUCTURE_MAX) -> None:
+    if len(text) <= structure_max:
         return
-    if text.count(b",") + text.count(b"[") + text.count(b"{") > STRUCTURE_MAX:
+    if text.count(b",") + text.count(b"[") + text.count(b"{") > structure_max:
         raise InvalidData(
             f"The JSON has more than {STRUCTURE_MAX:,} brackets and commas. "
             "Split it into several items."

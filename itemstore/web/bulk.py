@@ -47,9 +47,9 @@ async def import_items(request: web.Request) -> web.StreamResponse:
     store.check_accepting(level)
     await store.lease.to_accept()
     with request.app[STREAMS].one(request) as stream:
-        # A proxy that gathers the answer would keep the confirmations to itself.
-        await stream.begin(requests.NDJSON[0], Durability=level, X_Accel_Buffering="no")
         try:
+            # A proxy that gathers the answer would keep the confirmations to itself.
+            await stream.begin(requests.NDJSON[0], Durability=level, X_Accel_Buffering="no")
             await _import(request, stream, Importing(store, level), lines, conflict)
         except OSError as error:  # nobody takes the results
             stream.cut(error)
@@ -151,10 +151,10 @@ async def export_items(request: web.Request) -> web.StreamResponse:
             page = await anext(pages, None)  # what fails here is an answer like any other
         except InvalidId as error:
             raise InvalidParameter(f"No id is or begins so. {error.detail}") from None
-        await stream.begin(content_type, Vary=hdrs.ACCEPT)
-        if request.method == hdrs.METH_HEAD:
-            return stream.response
         try:
+            await stream.begin(content_type, Vary=hdrs.ACCEPT)
+            if request.method == hdrs.METH_HEAD:
+                return stream.response
             await stream.send(head)
             while page is not None:
                 await _send(stream, page, written)

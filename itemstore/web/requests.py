@@ -13,7 +13,7 @@ from aiohttp import hdrs, web
 from itemstore.core.condition import Condition
 from itemstore.core.data import Encoded, encode_parsed, loads
 from itemstore.core.field import is_field
-from itemstore.core.item import check_id, microseconds
+from itemstore.core.item import ID_MAX_BYTES, check_id, microseconds
 from itemstore.core.operation import (
     Conflict,
     Create,
@@ -51,6 +51,8 @@ MERGE_PATCH: Final = ("application/merge-patch+json", "application/json")
 #: What an item is answered with. A request may carry all of it: what was read can be written back.
 _SERVER_MEMBERS: Final = frozenset({"version", "created_at", "updated_at"})
 _OPS: Final = ("create", "get", "put", "patch", "delete")
+#: Commas and brackets of an exported line beside those of its data: its own, and those in its id.
+_ENVELOPE: Final = 5 + ID_MAX_BYTES
 BATCH_LEVELS: Final = 3  # of JSON around the data of one operation
 
 
@@ -229,7 +231,7 @@ def line(raw: bytes) -> Any:
     """The JSON value of one line of POST /import."""
     if raw.startswith(BOM_UTF8):
         raise MalformedJSON("The line begins with a byte order mark; send UTF-8 without one.")
-    return loads(raw, what="line")
+    return loads(raw, around=_ENVELOPE, what="line")
 
 
 def imported(value: Any, conflict: Conflict) -> Import:

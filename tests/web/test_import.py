@@ -125,7 +125,7 @@ WRONG: Final[list[tuple[Any, str, str | None]]] = [
     (b'{"data":{"a":"\xff"}}', "malformed_json", None),
     (b'\xef\xbb\xbf{"data":{}}', "malformed_json", None),
     (b"\x1f\x8b\x08\x00", "malformed_json", None),
-    (b"{" * 100_001, "invalid_data", None),
+    (b"{" * 100_518, "invalid_data", None),
     (b'{"data":{"a":9223372036854775808}}', "invalid_data", "/data"),
     (b'{"data":' + b'{"a":' * 65 + b"1" + b"}" * 66, "invalid_data", "/data"),
     ([], "invalid_item", None),
@@ -183,6 +183,23 @@ async def test_an_import_is_many_puts(api: Api, name: str) -> None:
     batch, imported = [await exported(api, f"?prefix={name}{kind}") for kind in "bi"]
     assert [each["data"] for each in batch] == [each["data"] for each in imported] == data
     assert all(each["created_at"] == each["updated_at"] for each in batch + imported)
+
+
+async def test_whatever_is_stored_can_be_exported_and_imported(api: Api, name: str) -> None:
+    """The largest data there may be, under an id of brackets, is no larger in a line."""
+    most = {"a": [0] * 99_999}  # 100,000 brackets and commas
+    longest = {"a": "x" * (1024 * 1024 - 8)}
+    ids = [name.ljust(512, ","), name.ljust(512, '"')]
+    lines = [{"id": each, "data": data} for each in ids for data in (most, longest)]
+    results = await bring(api, *lines, query="?conflict=replace")
+    assert [each["status"] for each in results] == ["created", "replaced"] * 2
+    answer = await api("GET", f"/export?prefix={name}")
+    *again, _ = parsed((await send(api, answer.body)).body)
+    assert [each["status"] for each in again] == ["unchanged"] * 2
+    await bring(api, *reversed(lines), query="?conflict=replace")
+    answer = await api("GET", f"/export?prefix={name}")
+    *again, _ = parsed((await send(api, answer.body)).body)
+    assert [each["status"] for each in again] == ["unchanged"] * 2
 
 
 # --- what is refused before a line is read
