@@ -45,11 +45,11 @@ class Holder(Postgres):
 _numbers = itertools.count(1)
 
 
-def make_database(server_dsn: str) -> str:
-    """A new empty database; its DSN."""
+def make_database(server_dsn: str, options: str = "") -> str:
+    """A new empty database; its DSN. ``options`` are those of CREATE DATABASE."""
     name = f"test_{os.getpid()}_{next(_numbers)}"
     with psycopg.connect(server_dsn, autocommit=True) as connection:
-        connection.execute(f'CREATE DATABASE "{name}"'.encode())
+        connection.execute(f'CREATE DATABASE "{name}" {options}'.encode())
     return psycopg.conninfo.make_conninfo(server_dsn, dbname=name)
 
 

@@ -8,7 +8,9 @@ from typing import Final
 
 import pytest
 
+from itemstore.core import listing
 from itemstore.core.cache import Row
+from itemstore.core.index import indexes_for
 from itemstore.core.queue import Change
 from itemstore.storage import LIST_ORDERS, ListQuery, Storage, StorageRefused
 from tests import walking
@@ -194,6 +196,25 @@ async def test_a_prefix_selects_by_the_bytes_it_begins_with(storage: Storage, pr
     page, count = await storage.select(query)
     assert [item_id for item_id, _ in page] == expected
     assert count == len(expected)
+
+
+async def test_filters_select_by_the_data(storage: Storage) -> None:
+    """A list holds and counts the items that fulfil every filter, in the order of a field."""
+    values = [b"2", b"10", b'"2"', b"null", b"[2]", b'"x"']
+    changes = [upsert(f"i{n}", NOW + n, b'{"a":%b}' % value) for n, value in enumerate(values)]
+    await write(storage, [*changes, upsert("none", NOW)])
+    for filters, expected in (
+        ({"data.a": "gte.2"}, ["i0", "i1"]),
+        ({"data.a": "exists.true"}, ["i0", "i1", "i2", "i5", "i3", "i4"]),
+        ({"data.a": "contains.2"}, ["i0", "i4"]),
+        ({"data.a": ['neq."2"', "neq.null"], "id": "gt.i0"}, ["i1", "i5", "i4"]),
+        ({"data.a": "exists.false"}, ["none"]),
+    ):
+        asked = listing.understand(order="data.a", count="exact", filters=filters).query
+        page, count = await storage.select(asked)
+        assert (expected, len(expected)) == ([item_id for item_id, _ in page], count)
+        missing, _ = await storage.unserved(asked)
+        assert list(indexes_for(asked.filters, asked.order)) == list(missing)
 
 
 @pytest.mark.parametrize("bytes_max", [1, 17, 18, 36, 37, 1_000])
