@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,12 +25,14 @@ from matplotlib.figure import Figure
 
 from benchmarks import charts, cities, command
 from benchmarks.data import rows
+from benchmarks.memory import memory_of
 from benchmarks.report import MB, Result, Table, environment, spread
 from benchmarks.servers import database, itemstore, postgres
 
 ITEMS: Final = 200_000
 RUNS: Final = 3
 TARGET_PER_S: Final = 20_000
+POLL_S: Final = 0.02
 CREATED_AT: Final = "2024-05-01T12:00:00.000000Z"
 SERVER: Final = "through a server, NDJSON"
 AGAIN: Final = "again, all unchanged"
@@ -164,12 +166,14 @@ def _timed(result: Result, items: int, mode: str, dsn: str, *arguments: str) -> 
         env=os.environ | {"DATABASE_URL": dsn},
         stderr=subprocess.DEVNULL,
     )
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
+    peak = 0
+    while process.poll() is None:
+        with suppress(OSError, KeyError):  # it has just ended
+            peak = max(peak, memory_of(process.pid)[1])
+        time.sleep(POLL_S)
     if process.returncode:
         raise NotTheSame(f"itemstore {' '.join(arguments)} ended with {process.returncode}")
     taken_s = time.perf_counter() - started
-    peak = usage.ru_maxrss * 1024  # KiB on Linux: getrusage(2)
     result.add(items, mode, s=taken_s, per_s=items / taken_s, peak_bytes=peak)
 
 

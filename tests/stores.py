@@ -89,9 +89,9 @@ class Gated(Postgres):
         async def gated(*args: Any, **named: Any) -> Any:
             self.counts[name] += 1
             await self._at(name, "before")
-            if self._failure is not None:
+            if (failure := self._failure) is not None:
                 await asyncio.sleep(0)
-                raise self._failure
+                raise failure
             answer = await call(*args, **named)
             await self._at(name, "after")
             return answer

@@ -14,7 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from itemstore import process
 from itemstore.core.item import VersionClock, created_us_of, data_of, pack
@@ -43,6 +43,13 @@ RETRY_S: Final = 0.5
 T = TypeVar("T")
 
 
+class Decided(NamedTuple):
+    """What is to become of some rows: a field of ``Tally`` for each, and what changes by id."""
+
+    statuses: list[str]
+    changes: dict[str, Change]
+
+
 class Direct:
     """The target over ``storage``. With ``dry`` it only says what would become of the rows."""
 
@@ -53,7 +60,10 @@ class Direct:
         self._clock = VersionClock(lambda: time.time_ns() // 1_000)
         self._holder = f"{socket.gethostname()}/import-{secrets.token_hex(4)}"
         self._epoch = self._settled = self._high_water = 0
-        self._writing = asyncio.Lock()
+        self._deciding, self._writing = asyncio.Lock(), asyncio.Lock()  # both in order of the calls
+        #: What is decided and not yet committed, and what was refused of the rows written last.
+        self._uncommitted: dict[str, bytes] = {}
+        self._refused: set[str] = set()
 
     @classmethod
     @asynccontextmanager
@@ -132,20 +142,33 @@ class Direct:
     # --- rows
 
     async def put(self, rows: Sequence[Row]) -> list[str | Rejected]:
-        """The promise of ``Target``."""
+        """The promise of ``Target``: the next rows are decided while these are being written."""
+        async with self._deciding:
+            decided = await self._decided(rows)
         async with self._writing:
-            ids = list({row.id for row in rows})
-            entries = dict(await _answered(lambda: self._storage.load(ids)))
-            changes: dict[str, Change] = {}
-            statuses = [self._decide(row, entries, changes) for row in rows]
-            refused = {} if self._dry else await self._write(changes)
+            if not self._refused.isdisjoint(row.id for row in rows):
+                self._forget(decided.changes)  # it saw a row that did not go in after all
+                decided = await self._decided(rows)
+            refused = {} if self._dry else await self._write(decided.changes)
+            self._forget(decided.changes)
+            self._refused = set(refused)
         return [
             Rejected(row.number, refused[row.id]) if row.id in refused else status
-            for row, status in zip(rows, statuses, strict=True)
+            for row, status in zip(rows, decided.statuses, strict=True)
         ]
 
+    async def _decided(self, rows: Sequence[Row]) -> Decided:
+        """What becomes of the rows; a later one of the same id sees an earlier one."""
+        ids = list({row.id for row in rows})
+        entries = dict(await _answered(lambda: self._storage.load(ids)))
+        entries.update(self._uncommitted)
+        changes: dict[str, Change] = {}
+        statuses = [self._decide(row, entries, changes) for row in rows]
+        if not self._dry:
+            self._uncommitted.update((each.id, each.entry) for each in changes.values())
+        return Decided(statuses, changes)
+
     def _decide(self, row: Row, entries: dict[str, bytes], changes: dict[str, Change]) -> str:
-        """What becomes of the row; a later row of the same id sees it."""
         old = entries.get(row.id)
         text = row.item.decide(old)
         if old is not None and text is KEEP:
@@ -155,6 +178,12 @@ class Direct:
         entries[row.id] = entry
         changes[row.id] = Change(row.id, version, entry, deleted=False, now_s=0.0, is_acked=False)
         return "created" if old is None else "replaced"
+
+    def _forget(self, changes: dict[str, Change]) -> None:
+        """They are committed, or never will be; one that was decided since stays."""
+        for item_id, change in changes.items():
+            if self._uncommitted.get(item_id) is change.entry:
+                del self._uncommitted[item_id]
 
     async def _write(self, changes: dict[str, Change]) -> dict[str, str]:
         """Commits all that PostgreSQL takes; id → reason of those that it refuses."""
@@ -170,7 +199,7 @@ class Direct:
                     parts += [part[half:], part[:half]]
                 else:
                     refused[part[0].id] = f"PostgreSQL refused it: {failure}"
-        self._settled = self._clock.newest
+        self._settled = max((each.version for each in changes.values()), default=self._settled)
         return refused
 
     async def _send(self, part: list[Change]) -> None:

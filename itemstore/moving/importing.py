@@ -1,11 +1,11 @@
 """An import from beginning to end.
 
-    read part n+1 in a thread   ┐
-    put part n                  ┘ together
-    report what was rejected, then save the checkpoint, then the next
+    read part n+2 in a thread   ┐
+    put part n+1                │ together
+    part n is confirmed         ┘ → report what was rejected → save the checkpoint
 
-A signal ends it after the part that is being put. SIGKILL at any moment costs a repetition of at
-most that part.
+A signal ends it after the parts that are being put. SIGKILL at any moment costs a repetition of at
+most those.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from itemstore.moving.checkpoint import Checkpoint
 from itemstore.moving.display import Display
@@ -24,8 +24,16 @@ from itemstore.moving.parts import Part, Parts, in_thread
 from itemstore.moving.record import Rejected, Row, Target
 from itemstore.moving.rejects import Rejects
 from itemstore.moving.source import Source
+from itemstore.tasks import end
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
+
+
+class Putting(NamedTuple):
+    """A part on its way."""
+
+    part: Part
+    results: asyncio.Task[list[str | Rejected]]
 
 
 @dataclass(slots=True)
@@ -42,19 +50,27 @@ class Importing:
     async def run(self) -> int | None:
         """Until all is in, or the number of the signal that ended it. Raises MovingError."""
         parts = Parts(self.source, self.mapping, self.checkpoint.row, self.checkpoint.key)
-        with _told_to_stop() as stop:
-            part = await _unless(stop, in_thread(parts.read))
-            while part is not None and not stop.done():
-                following = in_thread(parts.read)
-                await self._put(part)
-                part = await _unless(stop, following)
+        putting: list[Putting] = []
+        try:
+            with _told_to_stop() as stop:
+                part = await _unless(stop, in_thread(parts.read))
+                while part is not None:
+                    following = in_thread(parts.read)
+                    putting.append(Putting(part, asyncio.create_task(self.target.put(part.rows))))
+                    if len(putting) > 1:
+                        await self._confirm(putting.pop(0))
+                    part = await _unless(stop, following)
+                while putting:
+                    await self._confirm(putting.pop(0))
+        finally:
+            await end(each.results for each in putting)
         if stop.done():
             return stop.result()
         self.checkpoint.remove()
         return None
 
-    async def _put(self, part: Part) -> None:
-        results = await self.target.put(part.rows)
+    async def _confirm(self, putting: Putting) -> None:
+        part, results = putting.part, await putting.results
         refused = [_with_source(each, part.rows) for each in results if not isinstance(each, str)]
         rejected = sorted(part.rejected + refused)
         self.rejects.add(rejected)

@@ -56,6 +56,7 @@ class Target(Protocol):
     async def put(self, rows: Sequence[Row]) -> list[str | Rejected]:
         """Writes the rows; for each, in order, a field of ``Tally``, or why it was refused.
 
+        May be called again before it returns; rows are written in the order of the calls.
         When it returns they are confirmed. Raises MovingError if it cannot go on; any of them may
         have gone in then, and putting them again does no harm.
         """

@@ -46,9 +46,14 @@ class Remote:
         self._url = f"{url.rstrip('/')}/import"
         self._conflict = conflict
         self._headers = {"Content-Type": NDJSON, **authorization(token)}
+        self._turn = asyncio.Lock()
 
     async def put(self, rows: Sequence[Row]) -> list[str | Rejected]:
         """The promise of ``Target``: goes on after the last confirmed row if the line breaks."""
+        async with self._turn:
+            return await self._put(rows)
+
+    async def _put(self, rows: Sequence[Row]) -> list[str | Rejected]:
         results: list[str | Rejected] = []
         failures = 0
         while len(results) < len(rows):

@@ -302,7 +302,7 @@ def test_killed_at_any_moment_it_goes_on_and_nothing_is_there_twice(
 
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, dsn: str, *arguments: object) -> None:
-    """An import that stopped after its first part, as a signal would stop it."""
+    """An import that was told to stop after its first part, and had a second one on the way."""
     saves: list[int] = []
 
     def save(self: checkpoint.Checkpoint) -> None:
@@ -329,7 +329,7 @@ def test_a_changed_source_or_command_is_not_resumed_but_told(
     ndjson(source, records(31))
     changed = run(dsn, "import", source)
     assert (1, True) == (changed.code, "has changed" in changed.said)
-    assert "10 unchanged" in moved(dsn, "import", source, "--restart")
+    assert "20 unchanged" in moved(dsn, "import", source, "--restart")
     assert expected(records(31)) == datas(dsn)
 
 
@@ -355,7 +355,7 @@ def test_a_postgresql_source_is_resumed_by_its_ids(
     source = (other_url(other), "--table", "things")
     interrupted(monkeypatch, dsn, *source)
     query(other, "DELETE FROM things WHERE id <= 5")
-    assert "Going on after row 10." in moved(dsn, "import", *source)
+    assert "Going on after row 20." in moved(dsn, "import", *source)
     assert {str(number) for number in range(1, 3_001)} == set(datas(dsn))
 
 

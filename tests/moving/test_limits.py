@@ -177,3 +177,17 @@ def test_a_deleted_item_comes_back_as_a_new_one(dsn: str, tmp_path: Path) -> Non
     query(dsn, "DELETE FROM items")
     assert "1 created" in moved(dsn, "import", source)
     assert [] == query(dsn, "SELECT id FROM tombstones")
+
+
+async def test_rows_that_are_decided_while_others_are_written_see_those(dsn: str) -> None:
+    """Also where one of those is refused: then it is decided again, as if it had not been there."""
+    async with Direct.open(dsn, None, 10.0, dry=False) as target:
+        query(dsn, "CREATE UNIQUE INDEX ON items ((data->>'n'))")
+        parts = [
+            [row(1, {"n": 1}), row(2, {"n": 2}), row(3, {"n": 2})],
+            [row(1, {"n": 1}), row(3, {"n": 9})],
+        ]
+        first, second = await asyncio.gather(*map(target.put, parts))
+    assert [3] == [each.number for each in first if isinstance(each, Rejected)]
+    assert ["unchanged", "created"] == second
+    assert 3 == query(dsn, "SELECT count(*) FROM items")[0]
