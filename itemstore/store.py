@@ -20,6 +20,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from structlog.typing import FilteringBoundLogger
 
+from itemstore import memory
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
 from itemstore.core import listing
@@ -29,6 +30,7 @@ from itemstore.core.data import Encoded
 from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack
 from itemstore.core.operation import Create, Delete, Get, Operation, Patch, Put, Write
 from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.recent import Recent
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
     CommitUnconfirmed,
@@ -40,6 +42,7 @@ from itemstore.errors import (
     Stopping,
 )
 from itemstore.journaling import Journaling
+from itemstore.keeper import Keeper
 from itemstore.lease import WriterLease
 from itemstore.loader import Loader
 from itemstore.log import library_logger
@@ -100,6 +103,10 @@ class ItemStore:
         self.log = log or library_logger()
         self.cache = Cache(packs=bool(self.options.cache_compression))
         self.queue = WriteQueue()
+        cache_bytes = self.options.cache_bytes_max or memory.default_cache_bytes(
+            self.options.queue_bytes_max
+        )
+        recent = Recent(memory.recent_bytes(cache_bytes))
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)
         self.lease = WriterLease(storage, self.options, self.log, monotonic=monotonic)
@@ -110,6 +117,7 @@ class ItemStore:
             self.options,
             self.log,
             on_settled=self._on_settled,
+            recent=recent,
             now_us=now_us,
             monotonic=monotonic,
             chance=chance,
@@ -149,7 +157,11 @@ class ItemStore:
             on_version=self.clock.saw,
             epoch=lambda: self.lease.held_epoch,
         )
-        self._ids = Allocator(storage, self.reader.is_used)
+        self.keeper = Keeper(
+            self.cache, cache_bytes, beside=lambda: self.queue.bytes_used + recent.bytes_used
+        )
+        self.cache.bound(cache_bytes, self._must_stay, self.keeper.wake)
+        self._ids = Allocator(storage, self.cache, self.queue)
         self._deadlines = Deadlines(self.options.commit_timeout_s)
         self._succession = Succession(
             self.cache,
@@ -158,6 +170,7 @@ class ItemStore:
             storage,
             self.options,
             self.log,
+            cache_bytes=cache_bytes,
             loader=self.loader,
             watcher=self.watcher,
             ids=self._ids,
@@ -178,6 +191,7 @@ class ItemStore:
         self._persisting: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._packing: asyncio.Task[None] | None = None
+        self._keeping: asyncio.Task[None] | None = None
         self._closed_by: type[Starting | Stopping] | None = Starting
         self._failed = asyncio.Event()
 
@@ -236,6 +250,7 @@ class ItemStore:
         self.lease.start()
         self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
         self._packing = asyncio.create_task(self.packer.run(), name="packer")
+        self._keeping = asyncio.create_task(self.keeper.run(), name="keeper")
         self._closed_by = None
 
     async def close(
@@ -265,7 +280,7 @@ class ItemStore:
             rest_s = 0.0 if hurry.is_set() else deadline - self.monotonic()
             await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
-        await end([self._watching, self._packing])
+        await end([self._watching, self._packing, self._keeping])
         self._deadlines.close()
         await self._storage.close()
         if left and is_kept:
@@ -298,6 +313,8 @@ class ItemStore:
         if entry is None or self.monotonic() >= self.lease.reads_until:
             self._check_open()
             entry = await self.reader.find(check_id(item_id))
+        else:
+            self.reader.found += 1
         return None if entry is None else Item(item_id, entry)
 
     def is_pending(self, item_id: str) -> bool:
@@ -543,6 +560,10 @@ class ItemStore:
         return item
 
     # --- the state of things
+
+    def _must_stay(self, item_id: str) -> bool:
+        """Whether it must not be evicted: PostgreSQL does not have it yet, or it is waited for."""
+        return item_id in self.queue or item_id in self.loader.awaited
 
     def _check_open(self) -> None:
         if self._closed_by is not None:

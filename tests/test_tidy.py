@@ -28,7 +28,7 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "lease", "loader", "watcher"),
+    ("admission", "allocator", "journaling", "keeper", "lease", "loader", "watcher"),
     ("packer",),
     ("deployment",),
     ("database", "settings"),

@@ -1,16 +1,15 @@
 """The storage over a real PostgreSQL.
 
 Its connections: one for writing, which no request can cancel; one for the lease; one for the
-preload; one that listens for changes by other hands; and a small pool for reads that requests wait
-for.
+preload; one that listens for changes by other hands; and two small pools for reads that requests
+wait for: one for items that are not cached, one for lists and the rest, which take longer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +23,7 @@ from itemstore.core.ids import IdBlock
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import (
+    LOAD_CONNECTIONS,
     Claim,
     ForeignChange,
     Found,
@@ -45,12 +45,14 @@ SCHEMA_VERSION: Final = 2  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
-POOL_MAX: Final = 4
-CONNECTIONS_MAX: Final = POOL_MAX + 4  # and writer, lease, preload and listener
+POOL_MAX: Final = 3
+CONNECTIONS_MAX: Final = POOL_MAX + LOAD_CONNECTIONS + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
 CHANGES_PAGE: Final = 1_000  # items
 LEASE_CALL_SHARE: Final = 0.4  # of the lease's time: a heartbeat that takes longer has failed
+
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 
 
 def schema_sql() -> str:
@@ -76,16 +78,8 @@ class Postgres:
         self._listener = Session(
             direct, f"itemstore listener {instance}", on_connect=statements.LISTEN
         )
-        self._pool = AsyncConnectionPool(
-            conninfo(dsn, f"itemstore reader {instance}"),
-            min_size=1,
-            max_size=POOL_MAX,
-            open=False,
-            timeout=POOL_WAIT_S,
-            max_waiting=POOL_WAITING_MAX,
-            reconnect_timeout=30.0,
-            kwargs={"autocommit": True, "prepare_threshold": None},
-        )
+        self._pool = _pool(conninfo(dsn, f"itemstore reader {instance}"), POOL_MAX)
+        self._loaders = _pool(conninfo(dsn, f"itemstore loader {instance}"), LOAD_CONNECTIONS)
 
     async def open(self) -> Found:
         await self._install()
@@ -94,6 +88,7 @@ class Postgres:
         await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(store_id, purged_before)] = await self._writer.run(statements.IDENTITY)
         await self._pool.open(wait=False)
+        await self._loaders.open(wait=False)
         return Found(
             store_id=store_id,
             newest_version=newest,
@@ -121,6 +116,7 @@ class Postgres:
 
     async def close(self) -> None:
         await self._pool.close()
+        await self._loaders.close()
         for session in (self._listener, self._preloader, self._lessee, self._writer):
             await session.end()
 
@@ -197,7 +193,7 @@ class Postgres:
         return int(count)
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
-        return await self._read(statements.LOAD, {"ids": list(ids)})
+        return await self._read(statements.LOAD, {"ids": list(ids)}, self._loaders)
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         return await self._walk.page(position)
@@ -257,29 +253,41 @@ class Postgres:
         )
         return dict(zip(names, row, strict=True))
 
-    async def _read(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
+    async def _read(
+        self, statement: str, parameters: dict[str, Any], pool: Pool | None = None
+    ) -> list[TupleRow]:
         """Once more if it fails: a connection may have died while nobody used it."""
+        pool = pool or self._pool
         try:
-            return await self._read_once(statement, parameters)
+            return await _read_once(pool, statement, parameters)
         except StorageSlow:
             raise
         except StorageAway:
-            await self._pool.check()
-            return await self._read_once(statement, parameters)
+            await pool.check()
+            return await _read_once(pool, statement, parameters)
 
-    async def _read_once(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
-        async with self._reader() as connection:
+
+def _pool(url: str, most: int) -> Pool:
+    return AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=most,
+        open=False,
+        timeout=POOL_WAIT_S,
+        max_waiting=POOL_WAITING_MAX,
+        reconnect_timeout=30.0,
+        kwargs={"autocommit": True, "prepare_threshold": None},
+    )
+
+
+async def _read_once(pool: Pool, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
+    try:
+        async with asyncio.timeout(READ_TIMEOUT_S), pool.connection() as connection:
             cursor = connection.cursor(binary=True)
             await cursor.execute(statement.encode(), parameters)
             return await cursor.fetchall()
-
-    @asynccontextmanager
-    async def _reader(self) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
-        try:
-            async with asyncio.timeout(READ_TIMEOUT_S), self._pool.connection() as connection:
-                yield connection
-        except Exception as error:
-            raise classify(error) from error
+    except Exception as error:
+        raise classify(error) from error
 
 
 def arrays(changes: Sequence[Change]) -> dict[str, list[Any]]:

@@ -319,7 +319,7 @@ class Machine(RuleBasedStateMachine):
         ]
         oldest = min((self.first_dirty[change] for change in dirty), default=None)
         assert self.queue.dirty_since() == oldest  # 9
-        assert self.cache.bytes_used == sum(  # 10
+        assert self.cache.item_bytes == sum(  # 10
             Shards.OVERHEAD_BYTES + len(item_id) + len(entry)
             for item_id, entry in self.cache.items()
         )

@@ -21,6 +21,7 @@ from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import (
     LIST_ORDERS,
+    LOAD_CONNECTIONS,
     Found,
     ListQuery,
     StorageAway,
@@ -1041,12 +1042,12 @@ async def test_a_full_pool_is_away(db: Holder, database: str) -> None:
     """Reads beyond the pool's connections wait; when it takes too long they are StorageAway."""
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE items")
-        hanging = [asyncio.create_task(db.load(["a"])) for _ in range(postgres.POOL_MAX)]
-        await waiting_for_a_lock(database, postgres.POOL_MAX)
-        db._pool.timeout = 0.01
+        hanging = [asyncio.create_task(db.load(["a"])) for _ in range(LOAD_CONNECTIONS)]
+        await waiting_for_a_lock(database, LOAD_CONNECTIONS)
+        db._loaders.timeout = 0.01
         with pytest.raises(StorageAway):
             await db.load(["a"])
-    assert await asyncio.gather(*hanging) == [[]] * postgres.POOL_MAX
+    assert await asyncio.gather(*hanging) == [[]] * LOAD_CONNECTIONS
 
 
 # --- what cannot be reached, and what will not be let in
