@@ -123,23 +123,31 @@ class Cache:
     def exceed(self, excess: int) -> None:
         """It takes so many bytes more than it counts, and is to make up for them."""
         self._excess = excess
+        self._room = self.bytes_max - excess - self._beside
 
     def evict(self, looks: int = LOOKS) -> bool:
         """Evicts what is used least, in a bounded step; whether it still holds too much."""
+        if self.item_bytes <= self._room:
+            return False
         if self._eviction is None:
             self._eviction = Eviction(self._table, self.bytes_max)
             self.get = self._eviction.get
             self._on_over()
-        self._room = self.bytes_max - self._excess - self._beside
+        self.exceed(self._excess)
         while self.item_bytes > self._room:
             if not looks:
                 return True
             looks -= 1
             item_id = self._eviction.next(self._pinned)
-            if item_id is not None and self._drop(item_id):
-                self.evictions += 1
-                self.overflows, self.hydrated, self.fills = True, False, False
+            if item_id is not None:
+                self.evict_one(item_id)
         return False
+
+    def evict_one(self, item_id: str) -> None:
+        """Evicts this one, if it is cached; it must not be pinned."""
+        if self._drop(item_id):
+            self.evictions += 1
+            self.overflows, self.hydrated, self.fills = True, False, False
 
     def _make_room(self, looks: int) -> None:
         if self._table.bytes_used > self._room and self.evict(looks):

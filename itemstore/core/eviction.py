@@ -30,7 +30,7 @@ NEWCOMERS: Final = 10  # one item in so many
 USES_MAX: Final = 3
 USES_SHARE: Final = 32  # bytes of the bound to a place for uses, of one byte
 GHOST_SHARE: Final = 128  # bytes of the bound to a ghost, of two
-NEWCOMER_BYTES: Final = 140  # an id, and its places in the queue and in the set
+NEWCOMER_BYTES: Final = 140  # an id, and its places in the queue and in the dict
 PLACES_MIN: Final = 1_024
 _TAG_SHIFT: Final = 40  # the ghost's sixteen bits: others than those that give its place
 _TAG_MASK: Final = 0xFFFF
@@ -44,7 +44,7 @@ class Eviction:
         self._uses = bytearray(_power_of_two(bytes_max // USES_SHARE))
         self._ghosts = array("H", bytes(2 * _power_of_two(bytes_max // GHOST_SHARE)))
         self._queue: deque[str] = deque()  # newcomers, and what has left them since
-        self._newcomers: set[str] = set()
+        self._newcomers: dict[str, None] = {}  # a set of as many takes twice the memory
         self._shard = 0
         self._hand: list[str] = []  # still to be looked at in this shard
         #: The table's ``get``, which counts as a use.
@@ -56,13 +56,13 @@ class Eviction:
         return len(self._uses) + 2 * len(self._ghosts) + NEWCOMER_BYTES * len(self._queue)
 
     def _counting(self) -> Callable[[str], bytes | None]:
-        look_up, leave = self._table.get, self._newcomers.discard
+        look_up, leave = self._table.get, self._newcomers.pop
         uses, mask = self._uses, len(self._uses) - 1
 
         def get(item_id: str) -> bytes | None:
             entry = look_up(item_id)
             if entry is not None:
-                leave(item_id)
+                leave(item_id, None)
                 place = hash(item_id) & mask
                 if uses[place] < USES_MAX:
                     uses[place] += 1
@@ -77,9 +77,9 @@ class Eviction:
             self._ghosts[place] = 0
             return
         self._queue.append(item_id)
-        self._newcomers.add(item_id)
+        self._newcomers[item_id] = None
         if len(self._queue) > len(self._table):  # ids that left otherwise are among them
-            self._newcomers.discard(self._queue.popleft())
+            self._newcomers.pop(self._queue.popleft(), None)
 
     def next(self, pinned: Callable[[str], bool]) -> str | None:
         """Looks at one item. Its id if it is to be evicted, which may be gone already."""
@@ -105,7 +105,7 @@ class Eviction:
         if pinned(item_id):
             self._queue.append(item_id)
             return None
-        self._newcomers.remove(item_id)
+        del self._newcomers[item_id]
         place, tag = self._ghost(item_id)
         self._ghosts[place] = tag
         return item_id

@@ -33,7 +33,7 @@ from itemstore.storage import (
     postgres,
     statements,
 )
-from itemstore.storage.postgres import Postgres, prefix_end
+from itemstore.storage.postgres import POOL_MAX, Postgres, prefix_end
 from itemstore.storage.session import classify
 from tests.conftest import MAJORS_WANTED
 from tests.sql import EMPTY, NO_CLAIM, Holder, make_database, query, tables
@@ -1048,6 +1048,14 @@ async def test_a_full_pool_is_away(db: Holder, database: str) -> None:
         with pytest.raises(StorageAway):
             await db.load(["a"])
     assert await asyncio.gather(*hanging) == [[]] * LOAD_CONNECTIONS
+
+
+async def test_a_load_does_not_wait_for_lists(db: Holder) -> None:
+    """Items that are not cached are loaded also while every other connection is in use."""
+    async with AsyncExitStack() as stack:
+        for _ in range(POOL_MAX):
+            await stack.enter_async_context(db._pool.connection())
+        assert await asyncio.wait_for(db.load(["a"]), 30) == []
 
 
 # --- what cannot be reached, and what will not be let in
