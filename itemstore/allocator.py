@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from typing import Final
 
+from itemstore.core.cache import Cache
 from itemstore.core.ids import IdPool
+from itemstore.core.queue import WriteQueue
 from itemstore.errors import DatabaseUnavailable
 from itemstore.storage import Storage, StorageError
 from itemstore.tasks import end
@@ -16,11 +17,12 @@ ID_LOW: Final = ID_BLOCK // 2  # when the next block is leased, in the backgroun
 
 
 class Allocator:
-    """Gives out ids that no item has; ``is_used`` tells of items PostgreSQL may not know yet."""
+    """Gives out ids that no item has."""
 
-    def __init__(self, storage: Storage, is_used: Callable[[str], bool]) -> None:
+    def __init__(self, storage: Storage, cache: Cache, queue: WriteQueue) -> None:
         self._storage = storage
-        self._is_used = is_used
+        self._cache = cache
+        self._queue = queue
         self._pool = IdPool()
         self._blocks_forgotten = 0
         self._leasing: asyncio.Task[None] | None = None
@@ -67,15 +69,22 @@ class Allocator:
         return self._leasing
 
     async def _lease_block(self) -> None:
-        """The ids PostgreSQL has items for are left out, and so are those written since."""
-        forgotten = self._blocks_forgotten
-        block, taken = await self._storage.lease_ids(ID_BLOCK)
+        """The ids PostgreSQL has items for are left out, and so are those written since.
+
+        An item of such an id may be gone from the cache again. But it is queued, or its commit
+        has marked the load, or else it was committed before PostgreSQL was asked.
+        """
+        forgotten, load = self._blocks_forgotten, self._cache.begin_load()
+        try:
+            block, taken = await self._storage.lease_ids(ID_BLOCK)
+        finally:
+            self._cache.end_load(load)
         if forgotten != self._blocks_forgotten:
             return  # who needs one will ask again
         self._pool.refill(
             item_id
             for item_id in block.ids()
-            if item_id not in taken and not self._is_used(item_id)
+            if not (item_id in taken or item_id in load.touched or item_id in self._queue)
         )
 
 

@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from functools import partial
+
+from itemstore.accepted import settle
+from itemstore.core.queue import Change
+from itemstore.errors import CommitUnconfirmed
 
 
 class Deadlines:
@@ -25,6 +30,18 @@ class Deadlines:
         if self._timer is None:
             self._timer = loop.call_at(line[0][0], self._run_out)
         return future
+
+    def commit(self, change: Change) -> asyncio.Future[None]:
+        """Settled with the commit of the change; CommitUnconfirmed if that is too late."""
+        done = self.future(partial(self._unconfirmed, change.version))
+        change.settled += (partial(settle, done),)
+        return done
+
+    def _unconfirmed(self, version: int) -> CommitUnconfirmed:
+        return CommitUnconfirmed(
+            f"Version {version} is accepted and will be written, but it was not confirmed within "
+            f"{self.limit_s:g} s. Read the item before you repeat the request."
+        )
 
     def close(self) -> None:
         """The time of all is over."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import Final
@@ -29,11 +30,11 @@ from itemstore.core.cache import Cache, Load, Row
 from itemstore.core.queue import WriteQueue, newer
 from itemstore.errors import DatabaseUnavailable, Overloaded
 from itemstore.packer import Packer
-from itemstore.storage import Storage, StorageError
+from itemstore.storage import LOAD_CONNECTIONS, Storage, StorageError
 from itemstore.tasks import end
 
 LOAD_IDS_MAX: Final = 1_000  # ids in one query
-LOADS_MAX: Final = 3  # queries under way; one connection of the pool is left for lists
+LOADS_MAX: Final = LOAD_CONNECTIONS  # queries under way
 WANTED_MAX: Final = 20_000  # ids waiting; beyond that a miss is refused
 INSTALL_ITEMS: Final = 250  # then requests get their turn
 RETRY_MAX_S: Final = 2.0
@@ -68,6 +69,8 @@ class Loader:
         self._chance = chance or random.Random()  # noqa: S311 - jitter, not a secret
         self._wanted: dict[str, asyncio.Future[bytes | None]] = {}
         self._loading: dict[str, asyncio.Future[bytes | None]] = {}
+        #: By id, how many wait for it; it is not evicted before they have looked into the cache.
+        self.awaited: Counter[str] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
         self._is_scheduled = False
         #: Items the preload has brought so far, and how many it expects.
@@ -89,7 +92,13 @@ class Loader:
                 raise Overloaded("Too many items are being loaded. Repeat in a moment.")
             future = self._wanted[item_id] = asyncio.get_running_loop().create_future()
             self._schedule()
-        return await asyncio.shield(future)
+        self.awaited[item_id] += 1
+        try:
+            return await asyncio.shield(future)
+        finally:
+            self.awaited[item_id] -= 1
+            if not self.awaited[item_id]:
+                del self.awaited[item_id]
 
     async def newest(self, item_id: str) -> bytes | None:
         """The newest there is of it, for who answers from no cache. Raises as ``load`` does.
@@ -160,7 +169,7 @@ class Loader:
         self._cache.note_absent(load, [item_id for item_id in asked if item_id not in found])
 
     async def preload(self, estimate: int) -> None:
-        """Fills the cache page by page, and then calls it hydrated.
+        """Fills the cache page by page, and then calls it hydrated; or stops at its bound.
 
         The next page is read while this page's rows are packed and installed. A page that cannot be
         read is asked for again until it can.
@@ -176,22 +185,31 @@ class Loader:
                 if position is not None:
                     page = asyncio.create_task(self._page(position))
                 await self._install(load, await self._packer.packed(rows))
-                if position is None:
+                if position is None or self._cache.overflows:
                     break
                 if self._monotonic() - told > PROGRESS_INTERVAL_S:
                     told = self._monotonic()
                     self._log.info("preload", loaded=self.preloaded, estimate=estimate)
-            self._cache.set_hydrated()
+            if not self._cache.overflows:
+                self._cache.set_hydrated()
         finally:
             self._cache.end_load(load)
             page.cancel()
             with suppress(asyncio.CancelledError, StorageError):
                 await page
-        self._log.info("hydrated", items=len(self._cache), s=round(self._monotonic() - started, 3))
+        self._log.info(
+            "cache_full" if self._cache.overflows else "hydrated",
+            items=len(self._cache),
+            estimate=estimate,
+            bytes=self._cache.bytes_used,
+            s=round(self._monotonic() - started, 3),
+        )
 
     async def _install(self, load: Load, rows: list[Row]) -> None:
         for start in range(0, len(rows), INSTALL_ITEMS):
             await asyncio.sleep(0)
+            if self._cache.overflows:
+                return  # what is there by now is worth more than what was read first
             part = rows[start : start + INSTALL_ITEMS]
             self.preloaded += self._cache.install(load, part, self._queue.pending_ids())
 

@@ -7,9 +7,13 @@ from pathlib import Path
 from typing import Final
 
 from itemstore.core.item import HEADER_BYTES
+from itemstore.core.recent import RECENT_BYTES_MAX, RECENT_SHARE
 from itemstore.core.shards import Shards
 
-CACHE_SHARE: Final = 0.75  # of the limit; the rest is for the interpreter, the queue and requests
+MIB: Final = 1024 * 1024
+CACHE_BYTES_MIN: Final = 4 * MIB
+SERVER_BYTES: Final = 128 * MIB  # the interpreter, its libraries, connections and requests
+SPARE: Final = 10  # one in so many bytes of the cache: it may take as much more than it counts
 ID_BYTES: Final = 8  # of a generated id
 
 #: Where Linux tells a container's limit: cgroup v2, then v1.
@@ -32,9 +36,19 @@ def limit_bytes() -> int:
     return machine
 
 
-def default_cache_bytes() -> int:
-    """What the cache may take unless somebody says otherwise."""
-    return int(limit_bytes() * CACHE_SHARE)
+def default_cache_bytes(queue_bytes_max: int) -> int:
+    """What the cache may take unless somebody says otherwise.
+
+    The limit, less what the server and the queue need; of the rest the cache has its part, and what
+    was committed lately another.
+    """
+    rest = limit_bytes() - SERVER_BYTES - queue_bytes_max
+    return max(CACHE_BYTES_MIN, int(rest / (1 + 1 / SPARE + 1 / RECENT_SHARE)))
+
+
+def recent_bytes(cache_bytes: int) -> int:
+    """What is to be kept of recent commits, beside a cache of so many bytes."""
+    return min(RECENT_BYTES_MAX, cache_bytes // RECENT_SHARE)
 
 
 def estimate(items: int, data_bytes: int) -> int:

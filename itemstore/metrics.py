@@ -68,6 +68,30 @@ METRICS = (
         lambda s: s.cache.bytes_used,
     ),
     Metric(
+        "itemstore_cache_max_bytes",
+        "gauge",
+        "Bytes of memory they may take.",
+        lambda s: s.cache.bytes_max,
+    ),
+    Metric(
+        "itemstore_cache_hits_total",
+        "counter",
+        "Items looked for of which all was known in memory.",
+        lambda s: s.reader.hits,
+    ),
+    Metric(
+        "itemstore_cache_misses_total",
+        "counter",
+        "Items looked for that had to be asked for in PostgreSQL.",
+        lambda s: s.reader.misses,
+    ),
+    Metric(
+        "itemstore_cache_evictions_total",
+        "counter",
+        "Items that left the cache to make room.",
+        lambda s: s.cache.evictions,
+    ),
+    Metric(
         "itemstore_cache_packed_items",
         "gauge",
         "Items in the cache that are compressed.",

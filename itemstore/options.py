@@ -35,7 +35,7 @@ class Options:
     journal_dir: Path | None = None
     journal_bytes_max: int = 256 * MIB
     skip_items_preload: Preload = Preload.AUTO
-    #: What the preload may fill, in bytes; None: three quarters of the memory this process may use.
+    #: The memory of the cache, in bytes; None: what this process may use, less what the rest needs.
     cache_bytes_max: int | None = None
     #: Whether the cache keeps data compressed; None: if plain they would fill much of its memory.
     cache_compression: bool | None = None

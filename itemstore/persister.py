@@ -76,6 +76,7 @@ class Persister:
         *,
         on_settled: Callable[[list[Change]], None],
         now_us: Callable[[], int],
+        recent: Recent | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Sleep = asyncio.sleep,
         chance: random.Random | None = None,
@@ -83,7 +84,7 @@ class Persister:
         self._queue = queue
         self._storage = storage
         self._lease = lease
-        self._recent = Recent()
+        self._recent = recent or Recent()
         self._options = options
         self._log = log
         self._together = 0

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from itemstore.errors import StartupError
+from itemstore.memory import CACHE_BYTES_MIN
 from itemstore.options import MIB, Durability, Options, Preload
 
 _DEFAULTS: Final = Options()
@@ -102,9 +103,10 @@ class Settings(BaseSettings):
     )
     cache_max_bytes: ByteSize | None = _setting(
         None,
-        "What the preload may fill. Unset: three quarters of the container's memory.",
-        "a size, such as 512MiB",
-        gt=0,
+        "The memory of the cache; beyond it, the items used least leave it. Unset: the container's "
+        "memory less what the server and the queue need.",
+        "a size from 4MiB, such as 512MiB",
+        ge=CACHE_BYTES_MIN,
     )
     cache_compression: Annotated[Literal["auto", "zstd", "off"], BeforeValidator(_lower)] = (
         _setting(

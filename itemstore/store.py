@@ -20,6 +20,7 @@ from typing import Any, Final
 
 from structlog.typing import FilteringBoundLogger
 
+from itemstore import memory
 from itemstore.accepted import Accepted, finished, outcome, settle
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
@@ -41,9 +42,9 @@ from itemstore.core.operation import (
 )
 from itemstore.core.query import Filters
 from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.recent import Recent
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
-    CommitUnconfirmed,
     DatabaseUnavailable,
     ItemNotFound,
     ItemQuarantined,
@@ -53,6 +54,7 @@ from itemstore.errors import (
     Stopping,
 )
 from itemstore.journaling import Journaling
+from itemstore.keeper import Keeper
 from itemstore.lease import WriterLease
 from itemstore.lister import Lister
 from itemstore.loader import Loader
@@ -94,10 +96,12 @@ class ItemStore:
         monotonic: Callable[[], float] = _monotonic,
         chance: random.Random | None = None,
     ) -> None:
-        self.options = options or Options()
+        self.options = options = options or Options()
         self.log = log or library_logger()
-        self.cache = Cache(packs=bool(self.options.cache_compression))
+        self.cache = Cache(packs=bool(options.cache_compression))
         self.queue = WriteQueue()
+        cache_bytes = options.cache_bytes_max or memory.default_cache_bytes(options.queue_bytes_max)
+        recent = Recent(memory.recent_bytes(cache_bytes))
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)
         self.lease = WriterLease(storage, self.options, self.log, monotonic=monotonic)
@@ -108,6 +112,7 @@ class ItemStore:
             self.options,
             self.log,
             on_settled=self._on_settled,
+            recent=recent,
             now_us=now_us,
             monotonic=monotonic,
             chance=chance,
@@ -148,7 +153,11 @@ class ItemStore:
             epoch=lambda: self.lease.held_epoch,
         )
         self._lister = Lister(storage, self.log, monotonic=monotonic)
-        self._ids = Allocator(storage, self.reader.is_used)
+        self.keeper = Keeper(
+            self.cache, cache_bytes, beside=lambda: self.queue.bytes_used + recent.bytes_used
+        )
+        self.cache.bound(cache_bytes, self._must_stay, self.keeper.wake)
+        self._ids = Allocator(storage, self.cache, self.queue)
         self._deadlines = Deadlines(self.options.commit_timeout_s)
         self._succession = Succession(
             self.cache,
@@ -157,6 +166,7 @@ class ItemStore:
             storage,
             self.options,
             self.log,
+            cache_bytes=cache_bytes,
             loader=self.loader,
             watcher=self.watcher,
             ids=self._ids,
@@ -175,8 +185,7 @@ class ItemStore:
         self.monotonic = monotonic
         self._storage = storage
         self._persisting: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
-        self._packing: asyncio.Task[None] | None = None
+        self._others: list[asyncio.Task[None]] = []
         self._closed_by: type[Starting | Stopping] | None = Starting
         self._failed = asyncio.Event()
 
@@ -233,8 +242,8 @@ class ItemStore:
         await self.journaling.open(found)
         await until_answered(self.lease.begin, self.log)
         self.lease.start()
-        self._watching = asyncio.create_task(self.watcher.run(), name="watcher")
-        self._packing = asyncio.create_task(self.packer.run(), name="packer")
+        for each in (self.watcher, self.packer, self.keeper):
+            self._others.append(asyncio.create_task(each.run(), name=type(each).__name__.lower()))
         self._closed_by = None
 
     async def close(
@@ -264,7 +273,7 @@ class ItemStore:
             rest_s = 0.0 if hurry.is_set() else deadline - self.monotonic()
             await self.lease.close(max(LET_GO_S, rest_s))
         await self._succession.close()
-        await end([self._watching, self._packing])
+        await end(self._others)
         self._deadlines.close()
         await self._storage.close()
         if left and is_kept:
@@ -297,6 +306,8 @@ class ItemStore:
         if entry is None or self.monotonic() >= self.lease.reads_until:
             self._check_open()
             entry = await self.reader.find(check_id(item_id))
+        else:
+            self.reader.found += 1
         return None if entry is None else Item(item_id, entry)
 
     def is_pending(self, item_id: str) -> bool:
@@ -526,7 +537,7 @@ class ItemStore:
             self.cache.put(item_id, entry)
         if old is None:
             self._ids.claim(item_id)
-        done = None if level is Durability.MEMORY else self._when_settled(change)
+        done = None if level is Durability.MEMORY else self._deadlines.commit(change)
         self.queue.put(change)
         self.persister.wake(is_awaited=level is Durability.COMMIT)
         if level is Durability.JOURNAL and done is not None:
@@ -546,19 +557,7 @@ class ItemStore:
                 f"The item {item_id!r} is as it was imported, but PostgreSQL has refused it. See "
                 "itemstore quarantine list, and correct the data or the rule."
             )
-        return Accepted(change, False, self._when_settled(pending), is_kept=True)
-
-    def _when_settled(self, change: Change) -> asyncio.Future[None]:
-        """Fails if the change is not committed in time."""
-        done = self._deadlines.future(partial(self._unconfirmed, change.version))
-        change.settled += (partial(settle, done),)
-        return done
-
-    def _unconfirmed(self, version: int) -> CommitUnconfirmed:
-        return CommitUnconfirmed(
-            f"Version {version} is accepted and will be written, but it was not confirmed within "
-            f"{self.options.commit_timeout_s:g} s. Read the item before you repeat the request."
-        )
+        return Accepted(change, False, self._deadlines.commit(pending), is_kept=True)
 
     async def _begin(
         self, operation: Operation, level: Durability, failure: BaseException | None
@@ -573,6 +572,10 @@ class ItemStore:
         return item
 
     # --- the state of things
+
+    def _must_stay(self, item_id: str) -> bool:
+        """Whether it must not be evicted: PostgreSQL does not have it yet, or it is waited for."""
+        return item_id in self.queue or item_id in self.loader.awaited
 
     def _check_open(self) -> None:
         if self._closed_by is not None:

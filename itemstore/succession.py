@@ -41,6 +41,7 @@ class Succession:
         options: Options,
         log: FilteringBoundLogger,
         *,
+        cache_bytes: int,
         loader: Loader,
         watcher: Watcher,
         ids: Allocator,
@@ -51,6 +52,7 @@ class Succession:
         self._clock = clock
         self._storage = storage
         self._options = options
+        self._cache_bytes = cache_bytes
         self._log = log
         self._loader = loader
         self._watcher = watcher
@@ -64,11 +66,10 @@ class Succession:
 
     def begin(self, found: Found) -> None:
         """Decides whether the cache is to hold everything, and in which form."""
-        budget = self._options.cache_bytes_max or memory.default_cache_bytes()
         needed = memory.estimate(found.items_estimate, found.bytes_estimate)
-        if self._options.cache_compression is None and needed > PACK_SHARE * budget:
+        if self._options.cache_compression is None and needed > PACK_SHARE * self._cache_bytes:
             self._cache.begin_packing()
-        self._fills = self._should_fill(found, needed, budget)
+        self._fills = self._should_fill(found, needed)
         self._estimate = found.items_estimate
         self._queue.restore_parked(each.change for each in found.parked)
 
@@ -87,7 +88,7 @@ class Succession:
         return len(self._queue) > 0
 
     def is_warm(self) -> bool:
-        return self._cache.hydrated or not self._fills
+        return self._cache.hydrated or self._cache.overflows or not self._fills
 
     async def take(self, grant: Grant) -> None:
         self._clock.saw(grant.clock)
@@ -129,7 +130,7 @@ class Succession:
 
     def _fill(self) -> None:
         """Begins to, unless it is full or being filled already."""
-        if self._fills and not self._cache.hydrated and not self._is_filling():
+        if not self.is_warm() and not self._is_filling():
             self._preloading = asyncio.create_task(
                 self._loader.preload(self._estimate), name="preload"
             )
@@ -137,18 +138,18 @@ class Succession:
     def _is_filling(self) -> bool:
         return self._preloading is not None and not self._preloading.done()
 
-    def _should_fill(self, found: Found, needed: int, budget: int) -> bool:
+    def _should_fill(self, found: Found, needed: int) -> bool:
         if self._options.skip_items_preload is not Preload.AUTO:
             return self._options.skip_items_preload is Preload.PRELOAD
         self._log.info(
             "preload_decided",
-            preload=needed <= budget,
+            preload=needed <= self._cache_bytes,
             items=found.items_estimate,
             needed_bytes=needed,
-            budget_bytes=budget,
+            budget_bytes=self._cache_bytes,
             packs=self._cache.packs,
         )
-        return needed <= budget
+        return needed <= self._cache_bytes
 
 
 async def _free(shards: list[Slots] | list[Shard]) -> None:

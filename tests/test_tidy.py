@@ -30,11 +30,12 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "lease", "lister", "loader", "watcher"),
+    ("admission", "allocator", "journaling", "keeper", "lease", "lister", "loader", "watcher"),
     ("packer",),
     ("deployment",),
     ("database", "settings"),
-    ("accepted", "deadlines", "log", "memory", "options", "process", "tasks"),
+    ("deadlines",),
+    ("accepted", "log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

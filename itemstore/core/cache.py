@@ -6,23 +6,31 @@ Invariants, by the numbers of docs/architecture.md:
 
   6. A load installs only where it finds the place as it was when the load began: never over a
      write, never over a delete. Every change and every commit of a change marks its id in each
-     load under way (``touch``), and an installation leaves marked ids alone.
+     load under way (``touch``), and an installation leaves marked ids alone. What is pinned is
+     never evicted: PostgreSQL does not have it yet, or somebody waits for it.
   7. ``absent`` holds only ids that PostgreSQL did not have when asked and that nobody has
-     written since.
+     written since. The first eviction ends ``hydrated``.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Collection, Container, Iterable, Iterator
 from itertools import islice
 from typing import Final
 
+from itemstore.core.eviction import Eviction
 from itemstore.core.item import version_of
 from itemstore.core.packing import dictionary_of
 from itemstore.core.shards import Shard, Shards
 from itemstore.core.table import Slots, Table
 
-ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 5 MB at most
+ABSENT_MAX: Final = 10_000  # ids; at 512 bytes each, 6 MB at most
+ABSENT_SHARE: Final = 4_096  # and no more than one in so many bytes of the bound
+NOTE_BYTES: Final = 160  # of an id noted in a dict or a set
+NEARLY_FULL: Final = 7 / 8  # of the bound: from here on uses are counted
+LOOKS: Final = 500  # at items in one step of evicting: a millisecond at most
+LOOKS_OF_PUT: Final = 50  # many times what one item needs
 WALK_ITEMS: Final = 500  # looked at in one part of a walk
 
 Row = tuple[str, bytes]
@@ -42,7 +50,7 @@ class Load:
 
 
 class Cache:
-    """Not aware of who asks or why; bounded by nothing yet, but counts its bytes.
+    """Not aware of who asks or why. Counts its bytes, and is unbounded until ``bound``.
 
     ``packs``: somebody packs what is put into it, and asks for it (``unpacked``). Then it takes as
     little memory as it can; else as little time.
@@ -56,6 +64,13 @@ class Cache:
         self.hydrated = False
         #: Whether it is to hold every item: a preload is under way, or has been.
         self.fills = False
+        #: Whether it has come to its bound: it holds what is used, and a preload is of no use.
+        self.overflows = False
+        self.evictions = 0  #: items
+        self._eviction: Eviction | None = None
+        self.bytes_max = self._room = sys.maxsize
+        self._excess = 0
+        self._absent_max = ABSENT_MAX
         self._absent: dict[str, None] = {}
         self._loads: set[Load] = set()
         self.packs = packs
@@ -77,8 +92,77 @@ class Cache:
 
     @property
     def bytes_used(self) -> int:
-        """Bytes of memory the entries take, estimated."""
-        return self._table.bytes_used + len(self._table) * self._table.OVERHEAD_BYTES
+        """Bytes of memory it takes, estimated."""
+        return self.item_bytes + self._beside
+
+    @property
+    def item_bytes(self) -> int:
+        """The items' part of it."""
+        return self._table.bytes_used
+
+    @property
+    def _beside(self) -> int:
+        notes = len(self._unpacked) + len(self._absent)
+        notes += sum(len(load.touched) for load in self._loads)
+        return NOTE_BYTES * notes + (self._eviction.bytes_used if self._eviction else 0)
+
+    # --- the bound
+
+    def bound(
+        self, bytes_max: int, pinned: Callable[[str], bool], on_over: Callable[[], None]
+    ) -> None:
+        """From now on it is to take no more memory than that.
+
+        ``pinned`` tells of an id whether it must stay. ``on_over`` is called when it is nearly
+        full, and when a step has not evicted enough: ``evict`` is to be called for the rest.
+        """
+        self.bytes_max, self._pinned, self._on_over = bytes_max, pinned, on_over
+        self._absent_max = min(ABSENT_MAX, bytes_max // ABSENT_SHARE)
+        self._room = int(NEARLY_FULL * bytes_max)
+
+    def exceed(self, excess: int) -> None:
+        """It takes so many bytes more than it counts, and is to make up for them."""
+        self._excess = excess
+        self._room = self.bytes_max - excess - self._beside
+
+    def evict(self, looks: int = LOOKS) -> bool:
+        """Evicts what is used least, in a bounded step; whether it still holds too much."""
+        if self.item_bytes <= self._room:
+            return False
+        if self._eviction is None:
+            self._eviction = Eviction(self._table, self.bytes_max)
+            self.get = self._eviction.get
+            self._on_over()
+        self.exceed(self._excess)
+        while self.item_bytes > self._room:
+            if not looks:
+                return True
+            looks -= 1
+            item_id = self._eviction.next(self._pinned)
+            if item_id is not None:
+                self.evict_one(item_id)
+        return False
+
+    def evict_one(self, item_id: str) -> None:
+        """Evicts this one, if it is cached; it must not be pinned."""
+        if self._drop(item_id):
+            self.evictions += 1
+            self.overflows, self.hydrated, self.fills = True, False, False
+
+    def _make_room(self, looks: int) -> None:
+        if self._table.bytes_used > self._room and self.evict(looks):
+            self._on_over()
+
+    def _drop(self, item_id: str) -> bool:
+        old = self._table.pop(item_id)
+        if old is None:
+            return False
+        if dictionary_of(old):
+            self.packed -= 1
+        self._unpacked.pop(item_id, None)
+        return True
+
+    # --- items
 
     def items(self) -> Iterator[Row]:
         """All of them, in no order."""
@@ -95,8 +179,12 @@ class Cache:
 
     def put(self, item_id: str, entry: bytes) -> None:
         """Keeps a plain entry."""
+        self._make_room(LOOKS_OF_PUT)
         old = self._table.put(item_id, entry)
-        if old is not None and dictionary_of(old):
+        if old is None:
+            if self._eviction is not None:
+                self._eviction.arrived(item_id)
+        elif dictionary_of(old):
             self.packed -= 1
         if self.packs:
             self._unpacked[item_id] = None
@@ -120,15 +208,15 @@ class Cache:
         self._absent.clear()
         self._unpacked = {}
         self.packed = 0
-        self.hydrated = self.fills = False
+        self.hydrated = self.fills = self.overflows = False
+        self._eviction, self.get = None, self._table.get
+        self._room = int(NEARLY_FULL * self.bytes_max)
         for load in self._loads:
             load.floor = _NEVER
         return old
 
     def remove(self, item_id: str) -> None:
-        old = self._table.pop(item_id)
-        if old is not None and dictionary_of(old):
-            self.packed -= 1
+        self._drop(item_id)
         self.touch((item_id,))
 
     def touch(self, item_ids: Iterable[str]) -> None:
@@ -152,7 +240,7 @@ class Cache:
         seen = 0
         for shard in self._table.shards():
             for item_id, _ in shard:
-                record = self.get(item_id)
+                record = self._table.get(item_id)
                 if record and version_of(record) < version and item_id not in keep:
                     self.remove(item_id)
                 seen += 1
@@ -182,7 +270,10 @@ class Cache:
             if item_id in touched or item_id in pending:
                 continue
             old = table.setdefault(item_id, entry)
-            if old is not None:
+            if old is None:
+                if self._eviction is not None:
+                    self._eviction.arrived(item_id)
+            else:
                 if version_of(old) >= version_of(entry):
                     continue
                 table.put(item_id, entry)  # another instance was here
@@ -192,7 +283,9 @@ class Cache:
                 self.packed += 1
             elif self.packs:
                 self._unpacked[item_id] = None
-        return len(self) - before
+        new = len(self) - before
+        self._make_room(LOOKS)
+        return new
 
     def unpacked(self, limit: int, pending: Container[str]) -> list[Row]:
         """Some of what was kept plain since it was last asked; at most so many are looked at.
@@ -204,7 +297,7 @@ class Cache:
             del self._unpacked[item_id]
         rows = []
         for item_id in some:
-            record = self.get(item_id)
+            record = self._table.get(item_id)
             if record is None:
                 continue
             if item_id in pending:
@@ -227,7 +320,7 @@ class Cache:
     def pack(self, rows: Iterable[Row], packed: Iterable[bytes]) -> None:
         """Keeps the packed form of these entries, where they are kept still."""
         for (item_id, entry), form in zip(rows, packed, strict=True):
-            kept = self.get(item_id)
+            kept = self._table.get(item_id)
             if kept is None or version_of(kept) != version_of(entry) or form is entry:
                 continue
             if dictionary_of(kept) is None:
@@ -244,7 +337,7 @@ class Cache:
             if item_id not in load.touched and item_id not in self:
                 self._absent[item_id] = None
         self.touch(item_ids)
-        while len(self._absent) > ABSENT_MAX:
+        while len(self._absent) > self._absent_max:
             del self._absent[next(iter(self._absent))]
 
     def forget_absent(self) -> None:

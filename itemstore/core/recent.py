@@ -16,12 +16,14 @@ from itemstore.core.queue import Change, size_of
 #: https://patroni.readthedocs.io/en/latest/dynamic_configuration.html
 RECENT_S: Final = 120.0
 RECENT_BYTES_MAX: Final = 64 * 1024 * 1024
+RECENT_SHARE: Final = 8  # and no more than one in so many bytes of what the cache may take
 
 
 class Recent:
     """The newest commit of each item in the last ``RECENT_S`` seconds, as far as bytes allow."""
 
-    def __init__(self) -> None:
+    def __init__(self, bytes_max: int = RECENT_BYTES_MAX) -> None:
+        self._bytes_max = bytes_max
         #: By id: when, version, entry, whether deleted. Nothing that the garbage collector looks
         #: at: of some hundred thousand changes it would take a tenth of a second.
         self._kept: OrderedDict[str, tuple[float, int, bytes, bool]] = OrderedDict()
@@ -44,7 +46,7 @@ class Recent:
         """Drops what was committed too long ago, and the oldest beyond the bound."""
         while self._kept:
             item_id, (committed_s, _, entry, _) = next(iter(self._kept.items()))
-            if committed_s > now_s - RECENT_S and self.bytes_used <= RECENT_BYTES_MAX:
+            if committed_s > now_s - RECENT_S and self.bytes_used <= self._bytes_max:
                 return
             del self._kept[item_id]
             self.bytes_used -= size_of(item_id, entry)

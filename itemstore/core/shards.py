@@ -20,15 +20,17 @@ class Shards:
 
     #: Of an item beside its entry and its id, measured on CPython 3.11.
     OVERHEAD_BYTES: Final = 160
+    SHARDS: Final = _SHARDS
 
-    __slots__ = ("_shards", "bytes_used")
+    __slots__ = ("_items", "_shards", "bytes_used")
 
     def __init__(self) -> None:
         self._shards: list[Shard] = [{} for _ in range(_SHARDS)]
-        self.bytes_used = 0  #: of ids and entries
+        self._items = 0
+        self.bytes_used = 0  #: of ids and entries, and what they lie in
 
     def __len__(self) -> int:
-        return sum(map(len, self._shards))
+        return self._items
 
     def get(self, item_id: str) -> bytes | None:
         """The entry, or None; None also for what can be no id."""
@@ -42,7 +44,11 @@ class Shards:
         shard = self._shards[hash(item_id) & _MASK]
         old = shard.get(item_id)
         shard[item_id] = entry
-        self.bytes_used += len(entry) - (len(old) if old is not None else -len(item_id))
+        if old is None:
+            self._items += 1
+            self.bytes_used += len(entry) + len(item_id) + self.OVERHEAD_BYTES
+        else:
+            self.bytes_used += len(entry) - len(old)
         return old
 
     def setdefault(self, item_id: str, entry: bytes) -> bytes | None:
@@ -51,15 +57,21 @@ class Shards:
         old = shard.get(item_id)
         if old is None:
             shard[item_id] = entry
-            self.bytes_used += len(entry) + len(item_id)
+            self._items += 1
+            self.bytes_used += len(entry) + len(item_id) + self.OVERHEAD_BYTES
         return old
 
     def pop(self, item_id: str) -> bytes | None:
         """Removes the entry and returns it, if there is one."""
         old = self._shards[hash(item_id) & _MASK].pop(item_id, None)
         if old is not None:
-            self.bytes_used -= len(old) + len(item_id)
+            self._items -= 1
+            self.bytes_used -= len(old) + len(item_id) + self.OVERHEAD_BYTES
         return old
+
+    def ids(self, shard: int) -> list[str]:
+        """Of one of the ``SHARDS``, in no order that means anything."""
+        return list(self._shards[shard])
 
     def shards(self) -> Iterator[list[tuple[str, bytes]]]:
         """All items, shard by shard; between two it may be changed."""
@@ -74,5 +86,5 @@ class Shards:
     def clear(self) -> list[Shard]:
         """Forgets everything; returns it, for to free all at once takes long."""
         old, self._shards = self._shards, [{} for _ in range(_SHARDS)]
-        self.bytes_used = 0
+        self._items = self.bytes_used = 0
         return old

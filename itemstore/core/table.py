@@ -7,8 +7,9 @@ packed, and would be copied at once when it grows. Here an item is one record, i
 
 The records lie in many small hash tables with open addressing, each of which grows by itself:
 
-    looked for from the place its hash gives, downwards, up to the first place that was never taken
-    removed: the place stays taken until the table grows
+    looked for from the place its hash gives, downwards, up to the first place that is free
+    removed: those behind it move up, so that nothing is left that must be looked past
+        (Knuth, The Art of Computer Programming 3, section 6.4, algorithm R)
     full, and then made anew: when half to three quarters are taken, in each shard at another
     number, so that they do not all grow at the same time
 """
@@ -27,7 +28,6 @@ _SHARD_BITS: Final = 10  # of ten million items, a shard has ten thousand and gr
 _SHARDS: Final = 1 << _SHARD_BITS
 _MASK: Final = _SHARDS - 1
 _SLOTS_MIN: Final = 8
-_REMOVED: Final = b""
 
 #: Of CPython's C API, for lists of bytes alone: the garbage collector would look at every item in
 #: them, 50 ms a million, to find that none can be part of a cycle.
@@ -38,8 +38,9 @@ _untrack.argtypes, _untrack.restype = [ctypes.py_object], None
 class Table:
     """What it gives out are records: entries that are followed by more."""
 
-    #: Of a record, measured on CPython 3.11: its place, and the bytes object.
-    OVERHEAD_BYTES: Final = 60
+    #: Of a record, measured on CPython 3.11: the bytes object, its place, and what growing leaves.
+    OVERHEAD_BYTES: Final = 72
+    SHARDS: Final = _SHARDS
 
     __slots__ = ("_items", "_shards", "_taken", "bytes_used")
 
@@ -47,7 +48,7 @@ class Table:
         self._shards = [_slots(_SLOTS_MIN) for _ in range(_SHARDS)]
         self._taken = [0] * _SHARDS
         self._items = 0
-        self.bytes_used = 0  #: of the records
+        self.bytes_used = 0  #: of the records, and what they lie in
 
     def __len__(self) -> int:
         return self._items
@@ -87,9 +88,7 @@ class Table:
                 return record
             place -= 1
         slots[place] = record = entry + end
-        self.bytes_used += len(record)
-        self._items += 1
-        self._take(shard)
+        self._take(shard, record)
         return None
 
     def pop(self, item_id: str) -> bytes | None:
@@ -97,10 +96,23 @@ class Table:
         shard, place = self._seek(item_id, END + item_id.encode())
         record = self._shards[shard][place]
         if record is not None:
-            self._shards[shard][place] = _REMOVED
+            self._free(shard, place)
             self._items -= 1
-            self.bytes_used -= len(record)
+            self.bytes_used -= len(record) + self.OVERHEAD_BYTES
         return record
+
+    def _free(self, shard: int, free: int) -> None:
+        """Fills the place with a record that was kept away from it, and so on with that one's."""
+        slots = self._shards[shard]
+        last = len(slots) - 1
+        place = free
+        while (record := slots[place := (place - 1) & last]) is not None:
+            home = hash(_id(record)) >> _SHARD_BITS
+            if (home - free) & last < (home - place) & last:
+                slots[free] = record
+                free = place
+        slots[free] = None
+        self._taken[shard] -= 1
 
     def _seek(self, item_id: str, end: bytes) -> tuple[int, int]:
         """The shard and the place where the record is, or would be."""
@@ -116,33 +128,33 @@ class Table:
         slots = self._shards[shard]
         old = slots[place]
         slots[place] = record
-        self.bytes_used += len(record)
-        if old is not None:
-            self.bytes_used -= len(old)
-            return
-        self._items += 1
-        self._take(shard)
+        if old is None:
+            self._take(shard, record)
+        else:
+            self.bytes_used += len(record) - len(old)
 
-    def _take(self, shard: int) -> None:
+    def _take(self, shard: int, record: bytes) -> None:
         """One more place of the shard is taken."""
+        self._items += 1
+        self.bytes_used += len(record) + self.OVERHEAD_BYTES
         self._taken[shard] = taken = self._taken[shard] + 1
         if 4 * _SHARDS * taken > (2 * _SHARDS + shard) * len(self._shards[shard]):
             self._grow(shard)
 
     def _grow(self, shard: int) -> None:
-        """Makes room: twice the places, unless removed ones filled it."""
-        records = [record for record in self._shards[shard] if record]
-        size = _SLOTS_MIN
-        while 2 * len(records) > size:
-            size *= 2
+        old = self._shards[shard]
+        size = 2 * len(old)
         slots = _slots(size)
-        for record in records:
+        for record in filter(None, old):
             place = (hash(_id(record)) >> _SHARD_BITS) & (size - 1)
             while slots[place] is not None:
                 place -= 1
             slots[place] = record
         self._shards[shard] = slots
-        self._taken[shard] = len(records)
+
+    def ids(self, shard: int) -> list[str]:
+        """Of one of the ``SHARDS``, in no order that means anything."""
+        return [_id(record) for record in self._shards[shard] if record]
 
     def shards(self) -> Iterator[list[tuple[str, bytes]]]:
         """All ids with their records, shard by shard; between two it may be changed."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 from uuid import UUID
 
 from itemstore.core.cache import Row
@@ -18,6 +18,8 @@ from itemstore.core.ids import IdBlock
 from itemstore.core.index import Index
 from itemstore.core.listing import ListQuery as ListQuery
 from itemstore.core.queue import Change
+
+LOAD_CONNECTIONS: Final = 3  # for ``load`` alone; more calls at once wait for each other
 
 
 class StorageError(Exception):

@@ -1,8 +1,8 @@
 """The storage over a real PostgreSQL.
 
 Its connections: one for writing, which no request can cancel; one for the lease; one for the
-preload; one that listens for changes by other hands; and a small pool for reads that requests wait
-for.
+preload; one that listens for changes by other hands; and two small pools for reads that requests
+wait for: one for items that are not cached, one for lists and the rest, which take longer.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from itemstore.core.item import pack
 from itemstore.core.query import Filter
 from itemstore.core.queue import Change
 from itemstore.storage import (
+    LOAD_CONNECTIONS,
     Claim,
     ForeignChange,
     Found,
@@ -58,8 +59,8 @@ SCHEMA_VERSION: Final = 3  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
-POOL_MAX: Final = 4
-CONNECTIONS_MAX: Final = POOL_MAX + 4  # and writer, lease, preload and listener
+POOL_MAX: Final = 3
+CONNECTIONS_MAX: Final = POOL_MAX + LOAD_CONNECTIONS + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
 POOL_WAITING_MAX: Final = 256
 #: Beyond a list's own limit, which the server keeps: then it is silent.
@@ -68,6 +69,7 @@ CHANGES_PAGE: Final = 1_000  # items
 EXPORT_ROWS: Final = 200  # fetched at once: of 1 MiB each, if they are as large as can be
 LEASE_CALL_SHARE: Final = 0.4  # of the lease's time: a heartbeat that takes longer has failed
 
+Pool = AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]]
 T = TypeVar("T")
 
 
@@ -94,16 +96,8 @@ class Postgres:
         self._listener = Session(
             direct, f"itemstore listener {instance}", on_connect=statements.LISTEN
         )
-        self._pool = AsyncConnectionPool(
-            conninfo(dsn, f"itemstore reader {instance}"),
-            min_size=1,
-            max_size=POOL_MAX,
-            open=False,
-            timeout=POOL_WAIT_S,
-            max_waiting=POOL_WAITING_MAX,
-            reconnect_timeout=30.0,
-            kwargs={"autocommit": True, "prepare_threshold": None},
-        )
+        self._pool = _pool(conninfo(dsn, f"itemstore reader {instance}"), POOL_MAX)
+        self._loaders = _pool(conninfo(dsn, f"itemstore loader {instance}"), LOAD_CONNECTIONS)
 
     async def open(self) -> Found:
         await self._install()
@@ -112,6 +106,7 @@ class Postgres:
         await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(store_id, purged_before)] = await self._writer.run(statements.IDENTITY)
         await self._pool.open(wait=False)
+        await self._loaders.open(wait=False)
         return Found(
             store_id=store_id,
             newest_version=newest,
@@ -139,6 +134,7 @@ class Postgres:
 
     async def close(self) -> None:
         await self._pool.close()
+        await self._loaders.close()
         for session in (self._listener, self._preloader, self._lessee, self._writer):
             await session.end()
 
@@ -215,7 +211,7 @@ class Postgres:
         return int(count)
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
-        return await self._read(statements.LOAD, {"ids": list(ids)})
+        return await self._read(statements.LOAD, {"ids": list(ids)}, self._loaders)
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         return await self._walk.page(position)
@@ -316,32 +312,51 @@ class Postgres:
         )
         return dict(zip(names, row, strict=True))
 
-    async def _read(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
-        return await self._again(partial(self._read_once, statement, parameters))
+    async def _read(
+        self, statement: str, parameters: dict[str, Any], pool: Pool | None = None
+    ) -> list[TupleRow]:
+        return await self._again(partial(self._read_once, statement, parameters, pool), pool)
 
-    async def _again(self, call: Callable[[], Awaitable[T]]) -> T:
+    async def _again(self, call: Callable[[], Awaitable[T]], pool: Pool | None = None) -> T:
         """Once more if it fails: a connection may have died while nobody used it."""
+        pool = pool or self._pool
         try:
             return await call()
         except StorageSlow:
             raise
         except StorageAway:
-            await self._pool.check()
+            await pool.check()
             return await call()
 
-    async def _read_once(self, statement: str, parameters: dict[str, Any]) -> list[TupleRow]:
-        async with self._reader() as connection:
+    async def _read_once(
+        self, statement: str, parameters: dict[str, Any], pool: Pool | None
+    ) -> list[TupleRow]:
+        async with self._reader(pool=pool) as connection:
             return await _fetched(connection, statement, parameters)
 
     @asynccontextmanager
     async def _reader(
-        self, time_limit_s: float = READ_TIMEOUT_S
+        self, time_limit_s: float = READ_TIMEOUT_S, pool: Pool | None = None
     ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        pool = pool or self._pool
         try:
-            async with asyncio.timeout(time_limit_s), self._pool.connection() as connection:
+            async with asyncio.timeout(time_limit_s), pool.connection() as connection:
                 yield connection
         except Exception as error:
             raise classify(error) from error
+
+
+def _pool(url: str, most: int) -> Pool:
+    return AsyncConnectionPool(
+        url,
+        min_size=1,
+        max_size=most,
+        open=False,
+        timeout=POOL_WAIT_S,
+        max_waiting=POOL_WAITING_MAX,
+        reconnect_timeout=30.0,
+        kwargs={"autocommit": True, "prepare_threshold": None},
+    )
 
 
 async def _fetched(

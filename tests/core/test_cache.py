@@ -40,19 +40,19 @@ def test_the_cache_keeps_what_it_is_given(cache: Cache) -> None:
 
 def test_the_cache_counts_its_bytes(cache: Cache) -> None:
     """The estimate is the sum over the entries, after puts, replacements, removals and loads."""
-    assert cache.bytes_used == 0
+    assert cache.item_bytes == 0
     cache.put("a", pack(1, 1, b"x" * 10))
-    assert cache.bytes_used == recount(cache) > 27  # 10
+    assert cache.item_bytes == recount(cache) > 27  # 10
     cache.put("a", pack(1, 1, b"x" * 3))
     cache.put("bb", pack(1, 1, b""))
-    assert cache.bytes_used == recount(cache)
+    assert cache.item_bytes == recount(cache)
     cache.install(
         cache.begin_load(), [("a", pack(1, 1, b"ignored")), ("c", pack(1, 1, b"xyz"))], NOTHING
     )
-    assert cache.bytes_used == recount(cache)
+    assert cache.item_bytes == recount(cache)
     for item_id in ("a", "bb", "c", "d"):
         cache.remove(item_id)
-    assert cache.bytes_used == 0
+    assert cache.item_bytes == 0
 
 
 # --- 6. a load installs only where it finds the place as it was
@@ -78,7 +78,7 @@ def test_a_load_does_not_overwrite(cache: Cache) -> None:
     newer = pack(10, 1, b'{"longer":"than before"}')
     assert cache.install(cache.begin_load(), [("a", newer)], NOTHING) == 0
     assert dict(cache.items()) == {"a": newer, "b": new_b}
-    assert cache.bytes_used == recount(cache)
+    assert cache.item_bytes == recount(cache)
 
 
 def test_a_load_does_not_bring_back_what_was_removed_meanwhile(cache: Cache) -> None:
@@ -131,7 +131,7 @@ def test_a_truncate_removes_what_is_older(cache: Cache) -> None:
         cache.put(*row)
     list(cache.truncate(5, {"dirty"}))
     assert sorted(dict(cache.items())) == ["dirty", "new"]
-    assert cache.bytes_used == recount(cache)
+    assert cache.item_bytes == recount(cache)
 
 
 def test_a_load_does_not_bring_back_what_was_truncated(cache: Cache) -> None:
@@ -220,7 +220,7 @@ def test_a_newer_state_replaces_what_is_cached(cache: Cache) -> None:
     load = cache.begin_load()
     cache.refresh("a", pack(1, 1, b"newer one"))
     assert b"newer one" == text(cache, "a")
-    assert recount(cache) == cache.bytes_used
+    assert recount(cache) == cache.item_bytes
     assert {"a"} == load.touched  # 6
 
 
@@ -240,7 +240,7 @@ def test_a_cache_that_is_to_hold_everything_takes_what_is_new(cache: Cache) -> N
     cache.fills = True
     cache.refresh("a", pack(1, 1, b"1"))
     assert {"a": pack(1, 1, b"1")} == dict(cache.items())
-    assert recount(cache) == cache.bytes_used
+    assert recount(cache) == cache.item_bytes
 
 
 def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
@@ -252,7 +252,7 @@ def test_a_cleared_cache_knows_nothing(cache: Cache) -> None:
     cache.clear()
     assert ({}, 0, False, False) == (
         dict(cache.items()),
-        cache.bytes_used,
+        cache.item_bytes,
         cache.hydrated,
         cache.fills,
     )

@@ -1,4 +1,4 @@
-"""Queue, cache and loads together, in any order of events, against a plain dict.
+"""Queue, cache, loads and evictions together, in any order of events, against a plain dict.
 
 The machine plays everything around them: writers, the persister (take, commit, the answer to it,
 refusals, repetitions), PostgreSQL itself (rows and tombstones, each write guarded by its version),
@@ -32,6 +32,7 @@ from itemstore.core.shards import Shards
 IDS: Final = ("a", "b", "c")  # few, so that events meet
 BEGINNING: Final = 100  # the first version of the run; what was there before is older
 CREATED_US: Final = 1
+BOUND: Final = 1_000_000  # bytes; but for ``evict`` it is never reached
 
 item_ids = st.sampled_from(IDS)
 sizes = st.integers(0, 300)
@@ -74,6 +75,7 @@ class Machine(RuleBasedStateMachine):
         super().__init__()
         self.queue = WriteQueue()
         self.cache = Cache()
+        self.cache.bound(BOUND, self.queue.__contains__, lambda: None)
         self.version = BEGINNING
         self.postgres: dict[str, State] = {}
         #: What the newest accepted write of an item made of it: the truth all readers must see.
@@ -274,8 +276,15 @@ class Machine(RuleBasedStateMachine):
         query = self.sweep.pop(0)
         self.bring(query)
         self.cache.end_load(query.load)
-        if not query.ids:
+        if not query.ids and not self.cache.overflows:
             self.cache.set_hydrated()
+
+    @rule(room=st.integers(0, 1_000), looks=st.integers(1, 3_000))
+    def evict(self, room: int, looks: int) -> None:
+        """The cache may hold no more for a moment, and looks at so many items."""
+        self.cache.exceed(BOUND - self.cache.bytes_used + self.cache.item_bytes - room)
+        self.cache.evict(looks)
+        self.cache.exceed(0)
 
     # --- the invariants
 
@@ -319,7 +328,7 @@ class Machine(RuleBasedStateMachine):
         ]
         oldest = min((self.first_dirty[change] for change in dirty), default=None)
         assert self.queue.dirty_since() == oldest  # 9
-        assert self.cache.bytes_used == sum(  # 10
+        assert self.cache.item_bytes == sum(  # 10
             Shards.OVERHEAD_BYTES + len(item_id) + len(entry)
             for item_id, entry in self.cache.items()
         )

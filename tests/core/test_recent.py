@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
-from itemstore.core import recent
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.core.recent import RECENT_S, Recent
@@ -61,11 +58,10 @@ def test_what_is_too_old_is_forgotten() -> None:
     assert (0, 0) == (len(kept), kept.bytes_used)
 
 
-def test_beyond_the_bound_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_beyond_the_bound_the_oldest_are_forgotten() -> None:
     """What is kept never takes more bytes than its bound; the oldest commits go first."""
     size = change("0", 0).size
-    monkeypatch.setattr(recent, "RECENT_BYTES_MAX", 3 * size)
-    kept = Recent()
+    kept = Recent(3 * size)
     kept.note([change(str(number), number) for number in range(3)], 0.0)
     assert 3 * size == kept.bytes_used
     kept.note([change("0", 10)], 1.0)  # again: it is the newest now
@@ -74,9 +70,8 @@ def test_beyond_the_bound_the_oldest_are_forgotten(monkeypatch: pytest.MonkeyPat
     assert 3 * size == kept.bytes_used
 
 
-def test_a_commit_larger_than_the_bound_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_larger_than_the_bound_is_not_kept() -> None:
     """The bound holds also for a single change that is larger."""
-    monkeypatch.setattr(recent, "RECENT_BYTES_MAX", change("a", 1).size)
-    kept = Recent()
+    kept = Recent(change("a", 1).size)
     kept.note([change("a", 1), change("b", 2, size=1_000)], 0.0)
     assert ([], 0) == (versions(kept), kept.bytes_used)

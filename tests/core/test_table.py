@@ -27,7 +27,8 @@ def check(table: Table, expected: dict[str, bytes]) -> None:
     assert expected == contents(table)
     assert len(expected) == len(table)
     assert table.bytes_used == sum(
-        len(entry) + 1 + len(item_id.encode()) for item_id, entry in expected.items()
+        len(entry) + 1 + len(item_id.encode()) + Table.OVERHEAD_BYTES
+        for item_id, entry in expected.items()
     )
 
 
@@ -86,7 +87,7 @@ def test_a_table_grows_and_shrinks() -> None:
 
 
 def test_removed_items_do_not_fill_a_table() -> None:
-    """A place that was taken once is free again when the table grows."""
+    """A place that was taken once is free again."""
     table = Table()
     for number in range(100_000):
         table.put(str(number), b"")
@@ -130,6 +131,9 @@ def test_shards_are_a_dict(steps: list[tuple[str, str, bytes]]) -> None:
         assert shards.get(item_id) == expected.get(item_id)
     assert expected == {each: entry for shard in shards.shards() for each, entry in shard}
     assert len(expected) == len(shards)
-    assert shards.bytes_used == sum(map(len, expected)) + sum(map(len, expected.values()))
+    assert shards.bytes_used == sum(
+        len(item_id) + len(entry) + Shards.OVERHEAD_BYTES for item_id, entry in expected.items()
+    )
+    assert sorted(expected) == sorted(id for n in range(Shards.SHARDS) for id in shards.ids(n))
     assert expected == {each: entry for shard in shards.clear() for each, entry in shard.items()}
     assert (0, 0) == (len(shards), shards.bytes_used)

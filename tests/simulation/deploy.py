@@ -24,6 +24,7 @@ from itemstore.errors import (
 from itemstore.options import Durability, Options, Preload
 from itemstore.store import ItemStore
 from tests.simulation.disk import Disk
+from tests.simulation.evicting import let_evict
 from tests.simulation.history import SILENT, STUCK_S, some_disk
 from tests.simulation.ledger import HAND, Ledger
 from tests.simulation.packing import let_pack
@@ -233,6 +234,7 @@ class Deploy:
             chance=random.Random(chance.random()),
         )
         let_pack(store, chance)
+        let_evict(store, chance)
         store.lease.name = store.lease._process = name
         self._ledger.listen(name, store)
         instance = Instance(name, store, storage, weather)

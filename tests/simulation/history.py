@@ -22,6 +22,7 @@ from itemstore.store import ItemStore
 from tests.simulation.answers import Answers
 from tests.simulation.clients import Clients, some_ids
 from tests.simulation.disk import Disk
+from tests.simulation.evicting import let_evict
 from tests.simulation.hand import IDS as HAND_IDS
 from tests.simulation.hand import Hand
 from tests.simulation.packing import let_pack
@@ -121,6 +122,7 @@ class History:
             chance=random.Random(chance.random()),
         )
         let_pack(self._store, chance)
+        let_evict(self._store, chance)
         self._lives += 1
         self._store.lease.name = self._store.lease._process = f"life {self._lives}"
         world.tell(f"a life begins: {self._store.options}")

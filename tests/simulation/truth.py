@@ -15,6 +15,7 @@ import orjson
 
 from itemstore.core.item import created_us_of, data_of
 from itemstore.core.queue import Change
+from itemstore.core.table import Table
 from itemstore.loader import LOADS_MAX
 from itemstore.store import ItemStore
 from tests.simulation.disk import Disk
@@ -180,7 +181,8 @@ class Truth:
         self.check(queue.parked.keys() == parked.keys(), f"what is parked is known: {parked}")
         left = (queue._barriers, cache._loads, loader._wanted, loader._loading, loader._tasks)
         self.check(not any(left), f"nobody waits any more: {left}")
-        size = sum(len(item_id.encode()) + 1 + len(entry) for item_id, entry in cache.items())
+        overhead = Table.OVERHEAD_BYTES + 1
+        size = sum(overhead + len(id.encode()) + len(entry) for id, entry in cache.items())
         self.check(
             (queue.bytes_used, cache._table.bytes_used) == (0, size), "all bytes are counted"
         )

@@ -21,6 +21,7 @@ from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.storage import (
     LIST_ORDERS,
+    LOAD_CONNECTIONS,
     Found,
     ListQuery,
     StorageAway,
@@ -33,7 +34,7 @@ from itemstore.storage import (
     statements,
 )
 from itemstore.storage.conditions import prefix_end
-from itemstore.storage.postgres import Postgres
+from itemstore.storage.postgres import POOL_MAX, Postgres
 from itemstore.storage.session import classify
 from tests.conftest import MAJORS_WANTED
 from tests.sql import EMPTY, NO_CLAIM, Holder, make_database, query, tables
@@ -1042,12 +1043,20 @@ async def test_a_full_pool_is_away(db: Holder, database: str) -> None:
     """Reads beyond the pool's connections wait; when it takes too long they are StorageAway."""
     with psycopg.connect(database) as holder:
         holder.execute("LOCK TABLE items")
-        hanging = [asyncio.create_task(db.load(["a"])) for _ in range(postgres.POOL_MAX)]
-        await waiting_for_a_lock(database, postgres.POOL_MAX)
-        db._pool.timeout = 0.01
+        hanging = [asyncio.create_task(db.load(["a"])) for _ in range(LOAD_CONNECTIONS)]
+        await waiting_for_a_lock(database, LOAD_CONNECTIONS)
+        db._loaders.timeout = 0.01
         with pytest.raises(StorageAway):
             await db.load(["a"])
-    assert await asyncio.gather(*hanging) == [[]] * postgres.POOL_MAX
+    assert await asyncio.gather(*hanging) == [[]] * LOAD_CONNECTIONS
+
+
+async def test_a_load_does_not_wait_for_lists(db: Holder) -> None:
+    """Items that are not cached are loaded also while every other connection is in use."""
+    async with AsyncExitStack() as stack:
+        for _ in range(POOL_MAX):
+            await stack.enter_async_context(db._pool.connection())
+        assert await asyncio.wait_for(db.load(["a"]), 30) == []
 
 
 # --- what cannot be reached, and what will not be let in
