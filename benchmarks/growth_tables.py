@@ -195,7 +195,7 @@ def _model(result: Result) -> list[Table]:
 
 
 def _disk(result: Result, point: Point, json_bytes: float) -> tuple[str, str]:
-    if point.item_bytes:
+    if json_bytes > model.INLINE_MAX_BYTES:
         return "", ""
     stored = _values(result, point, STORED)
     measures = ("table_bytes", "id_bytes", "created_bytes", "version_bytes")
@@ -212,17 +212,19 @@ def gigabyte() -> Table:
     lines = [
         (
             f"{json_bytes:,} bytes",
-            f"{1_000 * MB / model.plain_bytes(json_bytes) / MB:.2g} M",
-            f"{1_000 * MB / model.packed_bytes(json_bytes) / MB:.2g} M",
-            f"{1_000 * MB / model.disk_bytes(json_bytes) / MB:.2g} M"
-            if json_bytes <= 2_000
-            else "",
+            _held(model.plain_bytes(json_bytes)),
+            _held(model.packed_bytes(json_bytes)),
+            _held(model.disk_bytes(json_bytes)) if json_bytes <= model.INLINE_MAX_BYTES else "",
         )
         for json_bytes in SHOWN_BYTES
     ]
     share = f"compressed to {model.PACKED_SHARE:.0%} of the JSON"
     columns = ("JSON of an item", "in memory, plain", share, "on PostgreSQL's disk")
     return Table("Items a gigabyte holds, beyond those of the process", columns, lines)
+
+
+def _held(each: float) -> str:
+    return f"{number(1_000 / each)} M"  # a thousand million bytes
 
 
 @dataclass(frozen=True, slots=True)

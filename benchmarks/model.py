@@ -33,6 +33,9 @@ _ALIGNMENT = 3.5  # of the columns after data, to eight bytes, on average
 _ID_ENTRY, _CREATED_ENTRY, _VERSION_ENTRY = 28, 36, 20
 _SPLIT, _APPENDED = 0.70, 0.90
 
+#: Bytes of JSON above which PostgreSQL compresses a row or keeps it aside (storage-toast).
+INLINE_MAX_BYTES: Final = 1_900
+
 
 def plain_bytes(json_bytes: float) -> float:
     """Of one item in the cache: a key, its place, and the entry."""
@@ -50,8 +53,7 @@ def resident_bytes(items: int, each: float) -> float:
 
 
 def disk_bytes(json_bytes: float) -> float:
-    """Of one row and its index entries, where nothing is old; up to 2,000 bytes of JSON, as larger
-    ones are compressed or kept aside (TOAST)."""
+    """Of one row and its index entries, where nothing is old; up to INLINE_MAX_BYTES."""
     row = _ROW_HEAD + _COLUMNS + json_bytes + _ALIGNMENT + _POINTER
     rows = (_PAGE - _PAGE_HEAD) / row - 0.5  # of a page, at whose end half a row does not fit
     return _PAGE / rows + _ID_ENTRY / _SPLIT + (_CREATED_ENTRY + _VERSION_ENTRY) / _APPENDED

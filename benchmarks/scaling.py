@@ -27,7 +27,7 @@ SIZES: Final = (10_000, 100_000, 1_000_000, 5_000_000)
 RUNS: Final = 3
 SIZED: Final = 100_000  # items, of each size in ITEM_BYTES and at each rate
 SECONDS: Final = 2.0  # a measurement
-RATE_SECONDS: Final = 8.0
+RATE_SECONDS: Final = 5.0
 ONCE_BYTES: Final = 100_000_000  # of JSON; a larger store is measured once, as noise is small there
 
 
