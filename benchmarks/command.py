@@ -52,14 +52,16 @@ def _target(text: str) -> Path:
     return file
 
 
-def parse_sizes(description: str | None) -> argparse.Namespace:
+def parse_sizes(
+    description: str | None, sizes: Sequence[int] = SIZES, runs: int = RUNS
+) -> argparse.Namespace:
     """The options of a benchmark over several numbers of items: with ``items`` and ``runs``."""
     made = parser(description)
-    made.add_argument("--items", type=_sizes, metavar="N,N,…", help=f"by default {_listed(SIZES)}")
-    made.add_argument("--runs", type=int, metavar="N", help=f"by default {RUNS}; quick: 1")
+    made.add_argument("--items", type=_sizes, metavar="N,N,…", help=f"by default {_listed(sizes)}")
+    made.add_argument("--runs", type=int, metavar="N", help=f"by default {runs}; quick: 1")
     given = made.parse_args()
-    given.items = given.items or (QUICK_SIZES if given.quick else SIZES)
-    given.runs = given.runs or (1 if given.quick else RUNS)
+    given.items = given.items or (QUICK_SIZES if given.quick else sizes)
+    given.runs = given.runs or (1 if given.quick else runs)
     return given
 
 

@@ -23,6 +23,7 @@ _STEP_US: Final = 20_000_000  # one new item every 20 s
 _UPDATED_SHARE: Final = 0.25
 _NOTED_SHARE: Final = 0.33
 _FOREIGN_SHARE: Final = 0.08
+_TEXT_WORDS: Final = 400_000  # 4 MB
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -71,15 +72,28 @@ class Dataset:
     sample: tuple[Row, ...]  #: spread evenly over the order of insertion
 
 
-def rows(count: int, seed: int = SEED) -> Iterator[Row]:
-    """Items under ids as the store generates them; about 230 bytes of JSON on average."""
+def rows(count: int, seed: int = SEED, *, item_bytes: int = 0) -> Iterator[Row]:
+    """Items under ids as the store generates them; about 230 bytes of JSON on average.
+
+    With ``item_bytes`` a member of text brings each up to so many.
+    """
     chance = random.Random(seed)
+    text = _text(random.Random(seed)) if item_bytes else b""
     for number in range(count):
         created_us = _FIRST_US + number * _STEP_US
         version = created_us
         if chance.random() < _UPDATED_SHARE:
             version += chance.randrange(1, _STEP_US)
-        yield Row(scramble(number, seed), orjson.dumps(_body(chance)), version, created_us)
+        data = orjson.dumps(_body(chance))
+        if (room := item_bytes - len(data) - len(b',"text":""')) > 0:
+            start = chance.randrange(len(text) - room)
+            data = b'%b,"text":"%b"}' % (data[:-1], text[start : start + room])
+        yield Row(scramble(number, seed), data, version, created_us)
+
+
+def item_id(number: int) -> str:
+    """That of one of ``rows``, without making it."""
+    return scramble(number, SEED)
 
 
 def numbered(count: int) -> Iterator[Row]:
@@ -111,6 +125,12 @@ def _body(chance: random.Random) -> dict[str, Any]:
     if draw() < _NOTED_SHARE:
         body["note"] = " ".join(chance.choices(_NOTE, k=int(2 + draw() * draw() * 80)))
     return body
+
+
+def _text(chance: random.Random) -> bytes:
+    """So long that what items take of it is seldom the same; with numbers, as texts have them."""
+    words = chance.choices(_NOTE, k=_TEXT_WORDS)
+    return " ".join(f"{word} {chance.randrange(10_000)}" for word in words).encode()
 
 
 def _name(chance: random.Random) -> str:

@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks import charts, cities, memory, peers, persisting, preloading, startup, variants
+from benchmarks import (
+    charts,
+    cities,
+    growth_tables,
+    memory,
+    peers,
+    persisting,
+    preloading,
+    startup,
+    variants,
+)
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
-PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
+PAGES: Final = [
+    REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md", "scaling.md")
+]
 RESULTS: Final = REPOSITORY / "docs" / "benchmarks"
 
 BENCHMARKS: Final = {
@@ -27,6 +39,7 @@ BENCHMARKS: Final = {
     "persisting": persisting,
     "preloading": preloading,
     "variants": variants,
+    "scaling": growth_tables,
 }
 
 _BLOCK: Final = re.compile(r"(<!-- begin: (\w+) -->\n).*?(<!-- end: \2 -->)", re.DOTALL)
@@ -45,14 +58,17 @@ def main() -> None:
     results = read()
     for page in PAGES:
         page.write_text(render(page.read_text("utf-8"), results), "utf-8")
-    for name, benchmark in BENCHMARKS.items():
-        charts.save(benchmark.plot(results[name]), RESULTS / f"{name}.svg")
-    for name, figure in peers.more_plots(results["peers"]).items():
-        charts.save(figure, RESULTS / f"peers-{name}.svg")
+    for name in results:
+        charts.save(BENCHMARKS[name].plot(results[name]), RESULTS / f"{name}.svg")
+    if "peers" in results:
+        for name, figure in peers.more_plots(results["peers"]).items():
+            charts.save(figure, RESULTS / f"peers-{name}.svg")
 
 
 def read(directory: Path = RESULTS) -> Results:
-    return {name: Result.read(directory / f"{name}.json") for name in BENCHMARKS}
+    """What was measured; a benchmark without a file has not run yet."""
+    files = {name: directory / f"{name}.json" for name in BENCHMARKS}
+    return {name: Result.read(file) for name, file in files.items() if file.exists()}
 
 
 def render(page: str, results: Results) -> str:
@@ -69,6 +85,9 @@ def _tables(name: str, part: Part | None = None) -> Callable[[Results], str]:
     made = (part or BENCHMARKS[name]).tables
 
     def write(results: Results) -> str:
+        if name not in results:
+            file = f"docs/benchmarks/{name}.json"
+            return f"Not measured yet: `python -m benchmarks.{name} --json {file}`."
         return "\n\n".join(table.markdown() for table in made(results[name]))
 
     return write
@@ -133,12 +152,22 @@ def _targets(results: Results) -> str:
     return Table("", (f"with {_LARGEST:,} items", "target", "measured"), rows).markdown()
 
 
+def _scaling_plot(results: Results) -> str:
+    """In a block, so that there is no link to a plot that was not drawn yet."""
+    return "![Memory, disk and start against items](benchmarks/scaling.svg)" * (
+        "scaling" in results
+    )
+
+
 _BLOCKS: Final[dict[str, Callable[[Results], str]]] = {
     "machine": _machine,
     "claims": _claims,
     "targets": _targets,
     **{name: _tables(name) for name in BENCHMARKS},
     **{f"peers_{name}": _tables("peers", part) for name, part in peers.PARTS.items()},
+    **{f"scaling_{name}": _tables("scaling", part) for name, part in growth_tables.PARTS.items()},
+    "scaling_plot": _scaling_plot,
+    "gigabyte": lambda _: growth_tables.gigabyte().markdown(),
 }
 
 

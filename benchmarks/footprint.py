@@ -30,10 +30,10 @@ def measure(run: Comparison, dataset: Dataset) -> None:
     for _ in range(run.rounds):
         run.result.add(dataset.items, COPY, total_s=copy_out(dataset.dsn))
         with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="false") as server:
-            run.result.add(dataset.items, ITEMSTORE, **_preloaded(server, dataset))
+            run.result.add(dataset.items, ITEMSTORE, **preloaded(server, dataset))
         settings = {"SKIP_ITEMS_PRELOAD": "false", "CACHE_COMPRESSION": "zstd"}
         with itemstore(dataset.dsn, **settings) as server:
-            run.result.add(dataset.items, COMPRESSED, **_preloaded(server, dataset))
+            run.result.add(dataset.items, COMPRESSED, **preloaded(server, dataset))
         run.bar.advance(task)
     if EVERYSEC in run.systems:
         with redis("off") as server:
@@ -41,7 +41,8 @@ def measure(run: Comparison, dataset: Dataset) -> None:
     run.bar.advance(task)
 
 
-def _preloaded(server: Server, dataset: Dataset) -> dict[str, float]:
+def preloaded(server: Server, dataset: Dataset) -> dict[str, float]:
+    """Waits for all items, and reads some: seconds from exec, and what the process takes then."""
     server.wait_until_hydrated()
     hydrated_s = time.perf_counter() - server.started
     with server.connect() as client:

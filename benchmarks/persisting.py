@@ -15,7 +15,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -27,6 +26,7 @@ from benchmarks.data import SEED, Dataset
 from benchmarks.data import rows as generated
 from benchmarks.report import Result, Table, environment, ratios, spread
 from benchmarks.servers import postgres
+from benchmarks.spent import LOG_BYTES, cpu_s
 from benchmarks.ways import bars, cost
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
@@ -87,20 +87,11 @@ class Target:
                 await connection.execute(statements.BY_KEYS.encode())
                 connection.prepare_threshold = PREPARE_THRESHOLD
             yield connection
-            self.server_s += _cpu_s(connection.info.backend_pid)
+            self.server_s += cpu_s(connection.info.backend_pid)
 
 
 def _claim(epoch: int, clock: int) -> Claim:
     return Claim("benchmark", epoch, lease_s=3_600.0, clock=clock, settled=0, high_water=clock)
-
-
-def _cpu_s(pid: int) -> float:
-    """0 if PostgreSQL runs elsewhere. In hundredths: proc(5), utime and stime."""
-    try:
-        numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(numbers[11]) + int(numbers[12])) / 100
 
 
 def _by(
@@ -334,14 +325,11 @@ def _execute(dsn: str, *commands: str) -> Any:
         return next(itertools.chain(*cursor.fetchall())) if cursor.description else None
 
 
-_WRITTEN: Final = "SELECT (pg_current_wal_insert_lsn() - '0/0'::pg_lsn)::float8"
-
-
 def _measure(job: Job, target: Target, result: Result) -> None:
     """One measurement, on a table without dead rows."""
     dsn = target.dataset.dsn
     _execute(dsn, "VACUUM items", "VACUUM tombstones", "VACUUM writer_lease")
-    batches, written = target.batches(job.size), _execute(dsn, _WRITTEN)
+    batches, written = target.batches(job.size), _execute(dsn, LOG_BYTES)
     target.server_s = 0.0
     spent = cost(lambda: job.way(target, batches))
     rows = sum(map(len, batches))
@@ -353,7 +341,7 @@ def _measure(job: Job, target: Target, result: Result) -> None:
         server_us=target.server_s * 1_000_000 / rows,
         loop_us=spent.cpu_s * 1_000_000 / rows,
         turn_ms=spent.turn_ms,
-        wal_bytes=(_execute(dsn, _WRITTEN) - written) / rows,
+        wal_bytes=(_execute(dsn, LOG_BYTES) - written) / rows,
     )
 
 

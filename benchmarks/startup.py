@@ -66,9 +66,9 @@ def _measure(dataset: Dataset, result: Result, idle_s: float) -> None:
     """One run; the three configurations one after the other, so that noise hits them alike."""
     result.add(dataset.items, "copy", total_s=copy_out(dataset.dsn))
     with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="true") as server:
-        result.add(dataset.items, "lazy", first_answer_s=_first_answer(server, dataset))
+        result.add(dataset.items, "lazy", first_answer_s=first_answer(server, dataset))
     with itemstore(dataset.dsn, SKIP_ITEMS_PRELOAD="false") as server:
-        first_answer_s = _first_answer(server, dataset)
+        first_answer_s = first_answer(server, dataset)
         preload = _probe(server, dataset, is_hydrated)
         hydrated_s = time.perf_counter() - server.started
         idle = _probe_for(idle_s, server, dataset)
@@ -94,7 +94,7 @@ def copy_out(dsn: str) -> float:
         return time.perf_counter() - started
 
 
-def _first_answer(server: Server, dataset: Dataset) -> float:
+def first_answer(server: Server, dataset: Dataset) -> float:
     """Seconds from exec until an item was answered, and right."""
     row = dataset.sample[len(dataset.sample) // 2]
     answer = server.wait_for(item_path(row.id))

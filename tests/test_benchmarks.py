@@ -19,14 +19,18 @@ import pytest
 
 from benchmarks import (
     cities,
+    data,
     docs,
+    growth,
     importing,
     kinds,
     latency,
+    model,
     openloop,
     peers,
     persisting,
     preloading,
+    servers,
     targets,
     throughput,
     variants,
@@ -52,12 +56,17 @@ def run(server: Callable[[int], str]) -> Run:
     """Runs a benchmark over the session's PostgreSQL server."""
 
     def run_one(
-        name: str, *arguments: object, dsn: str | None = None
+        name: str, *arguments: object, dsn: str | None = None, timeout_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *map(str, arguments)]
         environment = os.environ | {"DATABASE_URL": server(18) if dsn is None else dsn}
         return subprocess.run(
-            command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=110
+            command,
+            env=environment,
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
         )
 
     return run_one
@@ -112,6 +121,48 @@ def test_every_variant_of_the_server_answers(run: Run, tmp_path: Path) -> None:
     assert set(values) == set(variants.VARIANTS)
     assert all(each["get_per_s"][0] > 0 < each["put_per_s"][0] for each in values.values())
     assert svg.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.skipif(not wrk.is_installed(), reason="install wrk")
+@pytest.mark.timeout(300)
+def test_scaling_measures_each_size_and_rate(run: Run, tmp_path: Path) -> None:
+    file, svg = tmp_path / "scaling.json", tmp_path / "scaling.svg"
+    options = ("--items", ITEMS, "--json", file, "--svg", svg)
+    done = run("scaling", *options, timeout_s=280)
+    values = measured(done, file)
+    kinds_ = (growth.STORED, growth.LAZY, growth.PLAIN, growth.PACKED, growth.LISTS, growth.WRITES)
+    large = {growth.Point(ITEMS, 20_000).mode(kind) for kind in kinds_}
+    assert {*kinds_, *large, *(f"rate {rate}" for rate in growth.RATES)} == set(values)
+    assert [sum(len(row.data) for row in rows(ITEMS))] == values[growth.STORED]["json_bytes"]
+    assert values[growth.WRITES]["commit_log_bytes"][0] > 0
+    assert svg.read_bytes().startswith(b"<?xml")
+    assert "Items a gigabyte holds" in done.stdout
+
+
+def test_items_of_a_size_have_it() -> None:
+    some = list(rows(20, item_bytes=2_000))
+    assert {2_000} == {len(row.data) for row in some}
+    assert len({orjson.loads(row.data)["text"] for row in some}) == len(some)
+    assert [row.id for row in some] == [data.item_id(number) for number in range(20)]
+
+
+def test_the_model_knows_how_postgresql_lays_out_rows(server: Callable[[int], str]) -> None:
+    """On disk: what is predicted and what is there differ by less than a twentieth."""
+    with servers.database(server(18)) as dsn:
+        store = growth.Store(data.load(dsn, 20_000), Path(), 0.0)
+        sizes: dict[str, float] = {}
+        growth.measure_stored(store, lambda _, **values: sizes.update(values))
+    json_bytes = sizes.pop("json_bytes")
+    predicted = 20_000 * model.disk_bytes(json_bytes / 20_000)
+    assert pytest.approx(predicted, rel=0.05) == sum(sizes.values()) - sizes["aside_bytes"]
+
+
+def test_the_model_of_a_start_goes_through_both_of_its_points() -> None:
+    many, large = (1_000_000, 228.0, 3.4), (100_000, 20_000.0, 4.1)
+    start = model.Start.through(0.7, many, large)
+    for items, json_bytes, hydrated_s in (many, large):
+        assert pytest.approx(hydrated_s) == start.hydrated_s(items, json_bytes)
+    assert pytest.approx(0.7) == start.hydrated_s(0, 228.0)
 
 
 @pytest.fixture(scope="module")
@@ -353,8 +404,13 @@ def test_the_pages_have_the_figures_of_the_results() -> None:
     """If they have not: python -m benchmarks.docs"""
     pages = [page.read_text("utf-8") for page in docs.PAGES]
     assert [docs.render(page, docs.read()) for page in pages] == pages
-    for name in docs.BENCHMARKS:
+    for name in docs.read():
         assert any(f"benchmarks/{name}.svg" in page for page in pages)
+
+
+def test_a_page_says_what_was_not_measured_yet(tmp_path: Path) -> None:
+    page = "<!-- begin: scaling_items -->\nold\n<!-- end: scaling_items -->"
+    assert "Not measured yet" in docs.render(page, docs.read(tmp_path))
 
 
 @pytest.fixture
