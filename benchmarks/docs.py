@@ -13,7 +13,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks import charts, cities, memory, peers, persisting, preloading, startup, variants
+from benchmarks import (
+    charts,
+    cities,
+    importing,
+    memory,
+    peers,
+    persisting,
+    preloading,
+    startup,
+    variants,
+)
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
 PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
@@ -23,6 +33,7 @@ BENCHMARKS: Final = {
     "startup": startup,
     "memory": memory,
     "cities": cities,
+    "importing": importing,
     "peers": peers,
     "persisting": persisting,
     "preloading": preloading,
