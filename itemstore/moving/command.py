@@ -74,7 +74,7 @@ def _told(run: Callable[[Console], int]) -> int:
         console.print(error.detail, style="red", markup=False)
         return 1
     except KeyboardInterrupt:
-        console.print("Interrupted; nothing was changed.")
+        console.print("Interrupted. Repeat the same command.")
         return 130
 
 

@@ -143,6 +143,12 @@ class Direct:
 
     async def put(self, rows: Sequence[Row]) -> list[str | Rejected]:
         """The promise of ``Target``: the next rows are decided while these are being written."""
+        try:
+            return await self._put(rows)
+        except StorageError as error:
+            raise MovingError(f"PostgreSQL takes no more rows: {error}") from error
+
+    async def _put(self, rows: Sequence[Row]) -> list[str | Rejected]:
         async with self._deciding:
             decided = await self._decided(rows)
         async with self._writing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
@@ -72,7 +73,7 @@ def in_thread(call: Callable[[], T]) -> asyncio.Future[T]:
             outcome, is_error = call(), False
         except BaseException as error:
             outcome, is_error = error, True  # type: ignore[assignment]
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(lambda: settle(outcome, is_error=is_error))
 
     threading.Thread(target=run, name="source", daemon=True).start()

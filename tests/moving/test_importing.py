@@ -367,11 +367,9 @@ def test_standard_input_that_is_silent_does_not_hold_ctrl_c_up(dsn: str) -> None
     until_lease(dsn, process)
     process.send_signal(signal.SIGINT)
     process.wait(LIMIT_S)
-    assert process.stdout is not None
-    assert "cannot be resumed" in process.stdout.read()
-    assert 130 == process.returncode
-    process.stdin.close()
-    process.stdout.close()
+    said, _ = process.communicate()
+    assert 130 == process.returncode, said
+    assert "cannot be resumed" in said or "Interrupted" in said  # before it began to read
 
 
 def until_lease(dsn: str, process: subprocess.Popen[str]) -> None:
