@@ -13,10 +13,22 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
-from benchmarks import charts, cities, memory, peers, persisting, preloading, startup, variants
+from benchmarks import (
+    charts,
+    cities,
+    memory,
+    peers,
+    persisting,
+    policies,
+    preloading,
+    startup,
+    variants,
+)
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
-PAGES: Final = [REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md")]
+PAGES: Final = [
+    REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md", "caching.md")
+]
 RESULTS: Final = REPOSITORY / "docs" / "benchmarks"
 
 BENCHMARKS: Final = {
@@ -25,6 +37,7 @@ BENCHMARKS: Final = {
     "cities": cities,
     "peers": peers,
     "persisting": persisting,
+    "policies": policies,
     "preloading": preloading,
     "variants": variants,
 }

@@ -25,6 +25,7 @@ from benchmarks import (
     openloop,
     peers,
     persisting,
+    policies,
     preloading,
     targets,
     throughput,
@@ -227,6 +228,19 @@ def test_cities_come_back_byte_for_byte_by_way_of_a_postgresql_that_syncs(
     assert set(measured(done, file)) == set(cities.PHASES)
     assert "equal as written, and byte for byte after the restart" in done.stdout
     assert "fsync on" in json.loads(file.read_bytes())["environment"]["postgresql"]
+
+
+def test_policies_are_compared_on_each_trace(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    done = run("policies", "--items", 500, "--json", file)
+    assert done.returncode == 0, done.stderr
+    result = Result.read(file)
+    for trace in policies.TRACES:
+        for share in policies.SHARES:
+            ratios = result.of(share, trace)
+            assert all(
+                0 <= ratios[name][0] <= ratios[policies.BEST][0] for name in policies.POLICIES
+            )
 
 
 def test_packing_compares_what_comes_back(run: Run) -> None:
