@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from benchmarks import charts, command
 from benchmarks.report import Result, Table, environment, number, spread
+from itemstore.core.cache import NEARLY_FULL
 from itemstore.core.eviction import Eviction
 from itemstore.core.ids import scramble
 from itemstore.core.item import pack
@@ -190,18 +191,23 @@ class Ours:
     def __init__(self, room: int) -> None:
         self._room = room
         self._table = Shards()
-        self._eviction = Eviction(self._table, room * ITEM_BYTES)
-        self._get = self._eviction.get
+        self._eviction: Eviction | None = None
+        self._get = self._table.get
 
     def ask(self, item_id: str) -> bool:
         if self._get(item_id) is not None:
             return True
-        while len(self._table) >= self._room:
-            evicted = self._eviction.next(lambda _: False)
-            if evicted is not None:
-                self._table.pop(evicted)
+        if self._eviction is None and len(self._table) >= NEARLY_FULL * self._room:
+            self._eviction = Eviction(self._table, self._room * ITEM_BYTES)
+            self._get = self._eviction.get
+        if self._eviction is not None:
+            while len(self._table) >= self._room:
+                evicted = self._eviction.next(lambda _: False)
+                if evicted is not None:
+                    self._table.pop(evicted)
         self._table.put(item_id, _ENTRY)
-        self._eviction.arrived(item_id)
+        if self._eviction is not None:
+            self._eviction.arrived(item_id)
         return False
 
 
