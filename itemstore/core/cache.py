@@ -133,14 +133,15 @@ class Cache:
             self._eviction = Eviction(self._table, self.bytes_max)
             self.get = self._eviction.get
             self._on_over()
+        self.exceed(self._excess)
         for _ in range(looks):
-            self.exceed(self._excess)
             if self.item_bytes <= self._room:
                 return False
             item_id = self._eviction.next(self._pinned)
             if item_id is not None:
                 self.evict_one(item_id)
-        return True
+                self.exceed(self._excess)
+        return self.item_bytes > self._room
 
     def evict_one(self, item_id: str) -> None:
         """Evicts this one, if it is cached; it must not be pinned."""
