@@ -21,6 +21,7 @@ from benchmarks import (
     memory,
     peers,
     persisting,
+    policies,
     preloading,
     startup,
     variants,
@@ -28,7 +29,8 @@ from benchmarks import (
 from benchmarks.report import MB, REPOSITORY, Result, Table, ratios, spread
 
 PAGES: Final = [
-    REPOSITORY / "docs" / name for name in ("benchmarks.md", "performance.md", "scaling.md")
+    REPOSITORY / "docs" / name
+    for name in ("benchmarks.md", "performance.md", "caching.md", "scaling.md")
 ]
 RESULTS: Final = REPOSITORY / "docs" / "benchmarks"
 
@@ -39,6 +41,7 @@ BENCHMARKS: Final = {
     "importing": importing,
     "peers": peers,
     "persisting": persisting,
+    "policies": policies,
     "preloading": preloading,
     "variants": variants,
     "scaling": growth_tables,

@@ -130,8 +130,9 @@ def ratios(values: Sequence[float], others: Sequence[float]) -> list[float]:
     return [value / other for value, other in zip(values, others, strict=True)]
 
 
-def environment(server_dsn: str) -> dict[str, str]:
+def environment(server_dsn: str | None = None) -> dict[str, str]:
     """What the figures depend on; nothing that tells whose machine it is."""
+    server = {} if server_dsn is None else {"postgresql": _postgresql(server_dsn)}
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": f"{os.cpu_count()} × {_cpu_model()}",
@@ -139,7 +140,7 @@ def environment(server_dsn: str) -> dict[str, str]:
         "kernel": f"{platform.system()} {platform.release()}",
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "packages": ", ".join(f"{name} {version(name)}" for name in _PACKAGES),
-        "postgresql": _postgresql(server_dsn),
+        **server,
         "itemstore": f"{version('itemstore')}, commit {_commit()}",
     }
 

@@ -9,12 +9,14 @@ what they cannot fill. Then the cache grows no further, and gives back what it g
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Container
 from contextlib import suppress
 from typing import Final
 
 from itemstore import memory
 from itemstore.core.cache import Cache
+from itemstore.core.queue import WriteQueue
+from itemstore.core.recent import Recent
 
 MEASURE_INTERVAL_S: Final = 1.0
 TURNS: Final = 1_000  # of evicting at once; then the items that must stay have time to be committed
@@ -29,25 +31,28 @@ class Keeper:
     def __init__(
         self,
         cache: Cache,
+        queue: WriteQueue,
+        recent: Recent,
+        awaited: Container[str],
         bytes_max: int,
         *,
-        beside: Callable[[], int],
         resident: Callable[[], int] = memory.resident_bytes,
-        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self._cache = cache
+        self._queue = queue
+        self._recent = recent
+        #: The ids of items that somebody waits for.
+        self._awaited = awaited
         self._bytes_max = bytes_max
-        #: Bytes the rest of the store counts: what is written and what was committed lately.
-        self._beside = beside
         self._resident = resident
-        self._sleep = sleep
         self._woken = asyncio.Event()
         self._empty = resident()
         self._taken = 0
+        cache.bound(bytes_max, self.must_stay, self._woken.set)
 
-    def wake(self) -> None:
-        """The cache holds too much, or soon will."""
-        self._woken.set()
+    def must_stay(self, item_id: str) -> bool:
+        """Whether it must not be evicted: PostgreSQL does not have it yet, or it is waited for."""
+        return item_id in self._queue or item_id in self._awaited
 
     async def run(self) -> None:
         """Until it is cancelled."""
@@ -58,15 +63,16 @@ class Keeper:
             for _ in range(TURNS):
                 if not self._cache.evict():
                     break
-                await self._sleep(0)
-            await self._sleep(PAUSE_S)
+                await asyncio.sleep(0)
+            await asyncio.sleep(PAUSE_S)
             with suppress(TimeoutError):
                 async with asyncio.timeout(MEASURE_INTERVAL_S):
                     await self._woken.wait()
 
     def measure(self) -> None:
         """Holds what the cache counts against what the process has taken since it was empty."""
-        before, self._taken = self._taken, self._resident() - self._empty - self._beside()
+        beside = self._queue.bytes_used + self._recent.bytes_used
+        before, self._taken = self._taken, self._resident() - self._empty - beside
         left = self._bytes_max + self._bytes_max // TOLERANCE - self._taken
         if left < 0:
             left = min(0, before - self._taken)

@@ -197,13 +197,12 @@ class Loader:
             page.cancel()
             with suppress(asyncio.CancelledError, StorageError):
                 await page
-        self._log.info(
-            "cache_full" if self._cache.overflows else "hydrated",
-            items=len(self._cache),
-            estimate=estimate,
-            bytes=self._cache.bytes_used,
-            s=round(self._monotonic() - started, 3),
-        )
+        items, s = len(self._cache), round(self._monotonic() - started, 3)
+        if self._cache.hydrated:
+            self._log.info("hydrated", items=items, s=s)
+        else:
+            used = self._cache.bytes_used
+            self._log.info("cache_full", items=items, estimate=estimate, bytes=used, s=s)
 
     async def _install(self, load: Load, rows: list[Row]) -> None:
         for start in range(0, len(rows), INSTALL_ITEMS):

@@ -36,12 +36,14 @@ def limit_bytes() -> int:
     return machine
 
 
-def default_cache_bytes(queue_bytes_max: int) -> int:
-    """What the cache may take unless somebody says otherwise.
+def cache_bytes(given: int | None, queue_bytes_max: int) -> int:
+    """What the cache may take: as given, or what is left of the limit.
 
-    The limit, less what the server and the queue need; of the rest the cache has its part, and what
-    was committed lately another.
+    That is the limit less what the server and the queue need; of the rest the cache has its part,
+    and what was committed lately another.
     """
+    if given is not None:
+        return given
     rest = limit_bytes() - SERVER_BYTES - queue_bytes_max
     return max(CACHE_BYTES_MIN, int(rest / (1 + 1 / SPARE + 1 / RECENT_SHARE)))
 

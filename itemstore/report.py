@@ -181,7 +181,7 @@ def _server_settings(server: dict[str, Any]) -> list[Finding]:
 
 def _memory(items: int, data_bytes: int, settings: Settings) -> Finding:
     needed = memory.estimate(items, data_bytes)
-    budget = settings.cache_max_bytes or memory.default_cache_bytes(settings.queue_max_bytes)
+    budget = memory.cache_bytes(settings.cache_max_bytes, settings.queue_max_bytes)
     what = f"about {items:,} items would take {_mib(needed)} of the {_mib(budget)} for the cache"
     if needed <= budget:
         return Finding("ok", what)

@@ -100,7 +100,7 @@ class ItemStore:
         self.log = log or library_logger()
         self.cache = Cache(packs=bool(options.cache_compression))
         self.queue = WriteQueue()
-        cache_bytes = options.cache_bytes_max or memory.default_cache_bytes(options.queue_bytes_max)
+        cache_bytes = memory.cache_bytes(options.cache_bytes_max, options.queue_bytes_max)
         recent = Recent(memory.recent_bytes(cache_bytes))
         self.admission = Admission(self.queue, self.options)
         self.clock = VersionClock(now_us)
@@ -153,10 +153,7 @@ class ItemStore:
             epoch=lambda: self.lease.held_epoch,
         )
         self._lister = Lister(storage, self.log, monotonic=monotonic)
-        self.keeper = Keeper(
-            self.cache, cache_bytes, beside=lambda: self.queue.bytes_used + recent.bytes_used
-        )
-        self.cache.bound(cache_bytes, self._must_stay, self.keeper.wake)
+        self.keeper = Keeper(self.cache, self.queue, recent, self.loader.awaited, cache_bytes)
         self._ids = Allocator(storage, self.cache, self.queue)
         self._deadlines = Deadlines(self.options.commit_timeout_s)
         self._succession = Succession(
@@ -572,10 +569,6 @@ class ItemStore:
         return item
 
     # --- the state of things
-
-    def _must_stay(self, item_id: str) -> bool:
-        """Whether it must not be evicted: PostgreSQL does not have it yet, or it is waited for."""
-        return item_id in self.queue or item_id in self.loader.awaited
 
     def _check_open(self) -> None:
         if self._closed_by is not None:

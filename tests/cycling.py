@@ -15,6 +15,8 @@ from typing import Final
 from itemstore.core.cache import Cache
 from itemstore.core.ids import scramble
 from itemstore.core.item import pack
+from itemstore.core.queue import WriteQueue
+from itemstore.core.recent import Recent
 from itemstore.keeper import Keeper
 from itemstore.memory import MIB, resident_bytes
 
@@ -26,8 +28,7 @@ def main() -> None:
     form, bound = sys.argv[1], int(sys.argv[2]) * MIB
     chance, cache = random.Random(1), Cache(packs=form == "packed")
     empty = most = resident_bytes()
-    keeper = Keeper(cache, bound, beside=lambda: 0)
-    cache.bound(bound, lambda _: False, lambda: None)
+    keeper = Keeper(cache, WriteQueue(), Recent(), (), bound)
     number = written = 0
     while written < 10 * bound:
         data = chance.randbytes(chance.choice(SIZES))

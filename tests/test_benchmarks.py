@@ -29,6 +29,7 @@ from benchmarks import (
     openloop,
     peers,
     persisting,
+    policies,
     preloading,
     servers,
     targets,
@@ -309,6 +310,19 @@ def test_an_item_that_came_out_changed_or_not_at_all_is_noticed(tmp_path: Path) 
     for wrong in ({"a": {"n": 2}}, {}, {"a": {"n": 1}, "b": {}}):
         with pytest.raises(importing.NotTheSame):
             importing._check(file, wrong)
+
+
+def test_policies_are_compared_on_each_trace(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    done = run("policies", "--items", 500, "--json", file)
+    assert done.returncode == 0, done.stderr
+    result = Result.read(file)
+    for trace in policies.TRACES:
+        for share in policies.SHARES:
+            ratios = result.of(share, trace)
+            assert all(
+                0 <= ratios[name][0] <= ratios[policies.BEST][0] for name in policies.POLICIES
+            )
 
 
 def test_packing_compares_what_comes_back(run: Run) -> None:

@@ -18,7 +18,7 @@ from itemstore.memory import (
     CACHE_BYTES_MIN,
     MIB,
     SERVER_BYTES,
-    default_cache_bytes,
+    cache_bytes,
     recent_bytes,
 )
 from itemstore.store import ItemStore
@@ -250,7 +250,7 @@ def test_the_default_leaves_room_for_the_rest(
 ) -> None:
     """Cache, queue, recent commits and the server fit in the container, however small it is."""
     monkeypatch.setattr("itemstore.memory.limit_bytes", lambda: limit_mib * MIB)
-    cache = default_cache_bytes(64 * MIB)
+    cache = cache_bytes(None, 64 * MIB)
     needed = int(1.1 * cache) + recent_bytes(cache) + 64 * MIB + SERVER_BYTES
     assert needed <= limit_mib * MIB or cache == CACHE_BYTES_MIN
     assert cache >= CACHE_BYTES_MIN

@@ -134,14 +134,14 @@ class Cache:
             self.get = self._eviction.get
             self._on_over()
         self.exceed(self._excess)
-        while self.item_bytes > self._room:
-            if not looks:
-                return True
-            looks -= 1
+        for _ in range(looks):
+            if self.item_bytes <= self._room:
+                return False
             item_id = self._eviction.next(self._pinned)
             if item_id is not None:
                 self.evict_one(item_id)
-        return False
+                self.exceed(self._excess)
+        return self.item_bytes > self._room
 
     def evict_one(self, item_id: str) -> None:
         """Evicts this one, if it is cached; it must not be pinned."""

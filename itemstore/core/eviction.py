@@ -1,6 +1,6 @@
 """Eviction: which item is worth least, once not all of them fit.
 
-S3-FIFO (Yang et al. 2023, https://dl.acm.org/doi/10.1145/3600006.3613147), fitted to Python:
+S3-FIFO (Yang et al. 2023, https://dl.acm.org/doi/10.1145/3600006.3613147), with less to keep:
 
     newcomer ──used──► one of the main part ──not used for some rounds of the hand──► evicted
         │                     ▲

@@ -20,7 +20,7 @@ def let_evict(store: ItemStore, chance: random.Random) -> None:
 
     def make_room(looks: int) -> None:
         if chance.random() < share:
-            evictable = sorted(id for id, _ in cache.items() if not store._must_stay(id))
+            evictable = sorted(id for id, _ in cache.items() if not store.keeper.must_stay(id))
             for item_id in chance.sample(evictable, k=len(evictable) // 2):
                 cache.evict_one(item_id)
 
