@@ -32,7 +32,7 @@ STEPS: Final = 120
 IDS: Final = tuple(f"{kind}{number:02}" for kind in ("a", "b") for number in range(25))
 SEEDED: Final = IDS[::2]
 TAGS: Final = ("x", "xy", "é", "10")
-FEW_ITEMS_BYTES: Final = 2_500
+FEW_ITEMS_BYTES: Final = 5_000
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ORDERS: Final = (*listing.ORDERS, "data.n", "-data.n", "data.tag", "-data.deep.k")
 
@@ -59,7 +59,7 @@ async def lazy(stores: Stores) -> AsyncIterator[ItemStore]:
 async def bounded(stores: Stores) -> AsyncIterator[ItemStore]:
     store = await stores.open(FULL, cache_bytes_max=FEW_ITEMS_BYTES)
     yield store
-    assert len(store.cache) < len(SEEDED)
+    assert store.cache.evictions
 
 
 @asynccontextmanager
@@ -298,4 +298,4 @@ async def test_the_store_is_a_dict(stores: Stores, mode: Mode, seed: int) -> Non
     rows = stores.psql("SELECT id, version, data::text FROM items ORDER BY id")
     kept = sorted(both.model.values(), key=lambda item: item.id)
     assert [(item.id, item.version, item.data_json.decode()) for item in kept] == rows
-    assert both.refused < STEPS / 2  # else little was compared
+    assert both.refused == 0 or mode is flapping

@@ -220,16 +220,32 @@ SELECT id, {_PACKED} FROM items
    AND ctid < %(end)s::tid
 """  # noqa: S608 - built from constants above
 
+#: The same where much is kept outside of the rows (TOAST), so that a block leads to many bytes: no
+#: more than so many bytes as they are stored, from a place on; ``total`` is what there would be.
+BLOCKS_BY_SIZE: Final = f"""
+SELECT id, {_PACKED}, at::text, total FROM (
+    SELECT *, ctid AS at, count(*) OVER () AS total,
+           sum(pg_column_size(data)) OVER (ORDER BY ctid) - pg_column_size(data) AS bytes_before
+      FROM items
+     WHERE ctid >= %(first)s::tid
+       AND ctid < %(end)s::tid
+  ) AS sized
+ WHERE bytes_before < %(bytes_max)s
+ ORDER BY sized.at
+"""  # noqa: S608 - built from constants above
+
 #: For a new connection that walks: libpq's buffer grows to half a megabyte, and stays so. With the
 #: 16 KB it begins with, a page would wake the event loop three times as often.
 WIDEN: Final = "SELECT repeat(' ', 500000)"
 
 #: What a walk must know: how far to go, whether the table is still the same file (VACUUM FULL and
-#: TRUNCATE make a new one), and the version up to which everything is committed before it begins.
+#: TRUNCATE make a new one), the version up to which everything is committed before it begins, and
+#: how much is kept outside of the rows.
 WALK: Final = """
 SELECT pg_relation_size('items') / current_setting('block_size')::int,
        pg_relation_filenode('items'),
-       (SELECT settled FROM writer_lease)
+       (SELECT settled FROM writer_lease),
+       (SELECT pg_relation_size(reltoastrelid) FROM pg_class WHERE oid = 'items'::regclass)
 """
 
 #: What changed after a version, deletes among it, oldest first. With ties, for a page must not end

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
@@ -33,6 +34,7 @@ from itemstore.storage import (
     postgres,
     statements,
 )
+from itemstore.storage import walk as walk_module
 from itemstore.storage.conditions import prefix_end
 from itemstore.storage.postgres import POOL_MAX, Postgres
 from itemstore.storage.session import classify
@@ -219,6 +221,29 @@ async def test_a_walk_has_pages(db: Holder, database: str) -> None:
     assert (len(await walk(db)), len(await items(db))) == (8_000, 4_000)
     query(database, "UPDATE writer_lease SET settled = 9000000000000000")
     assert (len(await walk(db)), len(await items(db))) == (4_000, 4_000)
+
+
+async def test_a_walk_never_brings_much_at_once(
+    db: Holder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where large items lie behind small ones: a page is a few of them, and all come once."""
+    monkeypatch.setattr(walk_module, "OUTSIDE_BYTES", 1_000_000)
+    await many(db, 1_000)
+    chance = random.Random(1)
+    large = [b'{"x":"%s"}' % chance.randbytes(150_000).hex().encode() for _ in range(30)]
+    changes = [upsert(f"large {n:02}", NOW_US + n, data) for n, data in enumerate(large)]
+    for start in range(0, len(changes), 10):
+        await db.write(changes[start : start + 10])
+    sizes = []
+    rows: list[Row] = []
+    position: int | None = 0
+    while position is not None and position >= 0:
+        page, position = await db.page(position)
+        sizes.append(sum(len(entry) for _, entry in page))
+        rows += page
+    assert 1_030 == len(rows) == len(dict(rows))
+    assert [dict(rows)[change.id] for change in changes] == [change.entry for change in changes]
+    assert max(sizes) < 6 * walk_module.PAGE_BYTES  # as they are stored, compressed
 
 
 async def test_a_walk_brings_what_moved(db: Holder, database: str) -> None:
