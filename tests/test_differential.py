@@ -32,7 +32,7 @@ STEPS: Final = 120
 IDS: Final = tuple(f"{kind}{number:02}" for kind in ("a", "b") for number in range(25))
 SEEDED: Final = IDS[::2]
 TAGS: Final = ("x", "xy", "é", "10")
-FEW_ITEMS_BYTES: Final = 5_000
+FEW_ITEMS_BYTES: Final = 6_000
 UNIX_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 ORDERS: Final = (*listing.ORDERS, "data.n", "-data.n", "data.tag", "-data.deep.k")
 
@@ -57,7 +57,7 @@ async def lazy(stores: Stores) -> AsyncIterator[ItemStore]:
 
 @asynccontextmanager
 async def bounded(stores: Stores) -> AsyncIterator[ItemStore]:
-    store = await stores.open(FULL, cache_bytes_max=FEW_ITEMS_BYTES)
+    store = await stores.open(FULL, cache_bytes_max=FEW_ITEMS_BYTES, cache_compression=False)
     yield store
     assert store.cache.evictions
 
