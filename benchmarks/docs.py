@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from benchmarks import (
+    bounded,
     charts,
     cities,
     growth_tables,
@@ -42,6 +43,7 @@ BENCHMARKS: Final = {
     "peers": peers,
     "persisting": persisting,
     "policies": policies,
+    "bounded": bounded,
     "preloading": preloading,
     "variants": variants,
     "scaling": growth_tables,
