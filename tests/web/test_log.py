@@ -112,7 +112,7 @@ async def test_a_mistake_of_the_server_is_logged_and_not_told(dsn: str) -> None:
         async def fail(item_id: str) -> None:
             raise ZeroDivisionError(f"the secret of {item_id}")
 
-        service.store.get = fail  # type: ignore[method-assign]
+        service.store.reader.find = fail  # type: ignore[method-assign]
         raw = await service.raw()
         answer = await raw.ask(request("GET", "/items/a"))
         await raw.check_usable()
