@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, Final
 
 import pytest
@@ -403,6 +404,9 @@ async def test_without_postgresql_the_import_ends(dsn: str) -> None:
         assert last["lines"] == 100
         storage.join()
         await service.until(lambda: not len(service.store.queue))
+        store = service.store
+        store.options = replace(store.options, commit_timeout_s=ANSWER_LIMIT_S)
+        store._deadlines.limit_s = ANSWER_LIMIT_S
 
         results = await bring(service.api, *lines[100:], query="?first_line=101")
         assert [each["line"] for each in results] == list(range(101, 1201))
