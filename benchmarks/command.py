@@ -58,21 +58,29 @@ def parse_sizes(
     """The options of a benchmark over several numbers of items: with ``items`` and ``runs``."""
     made = parser(description)
     made.add_argument("--items", type=_sizes, metavar="N,N,…", help=f"by default {_listed(sizes)}")
-    made.add_argument("--runs", type=int, metavar="N", help=f"by default {runs}; quick: 1")
-    given = made.parse_args()
+    given = parse_runs(made, runs)
     given.items = given.items or (QUICK_SIZES if given.quick else sizes)
-    given.runs = given.runs or (1 if given.quick else runs)
     return given
 
 
 def parse_size(description: str | None, items: int) -> argparse.Namespace:
     """The options of a benchmark over one table: with ``items``, ``runs``, and their defaults."""
-    made = parser(description)
+    return parse_table(parser(description), items, RUNS)
+
+
+def parse_table(made: argparse.ArgumentParser, items: int, runs: int) -> argparse.Namespace:
+    """The same for a parser that has options of its own."""
     made.add_argument("--items", type=int, metavar="N", help=f"by default {items}")
-    made.add_argument("--runs", type=int, metavar="N", help=f"by default {RUNS}; quick: 1")
-    given = made.parse_args()
+    given = parse_runs(made, runs)
     given.items = given.items or (QUICK_ITEMS if given.quick else items)
-    given.runs = given.runs or (1 if given.quick else RUNS)
+    return given
+
+
+def parse_runs(made: argparse.ArgumentParser, runs: int) -> argparse.Namespace:
+    """All options, with the number of runs."""
+    made.add_argument("--runs", type=int, metavar="N", help=f"by default {runs}; quick: 1")
+    given = made.parse_args()
+    given.runs = given.runs or (1 if given.quick else runs)
     return given
 
 

@@ -8,6 +8,7 @@ comes out is not what went in. With --cities, the places of the npm package citi
 
 from __future__ import annotations
 
+import argparse
 import csv
 import os
 import sqlite3
@@ -69,17 +70,10 @@ def main() -> None:
     command.finish(result, tables(result), plot, given)
 
 
-def _arguments() -> Any:
-    parser = command.parser(__doc__)
-    parser.add_argument("--items", type=int, metavar="N", help=f"by default {ITEMS}")
-    parser.add_argument(
-        "--runs", type=int, metavar="N", help=f"by default {command.RUNS}; quick: 1"
-    )
-    parser.add_argument("--cities", action="store_true", help="real data: every city")
-    given = parser.parse_args()
-    given.items = given.items or (command.QUICK_ITEMS if given.quick else ITEMS)
-    given.runs = given.runs or (1 if given.quick else RUNS)
-    return given
+def _arguments() -> argparse.Namespace:
+    made = command.parser(__doc__)
+    made.add_argument("--cities", action="store_true", help="real data: every city")
+    return command.parse_table(made, ITEMS, RUNS)
 
 
 def _items(given: Any) -> Items:

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from itemstore.accepted import Accepted
 from itemstore.core import listing
-from itemstore.core.item import Item, check_id, data_of
+from itemstore.core.item import Item, check_id
 from itemstore.core.operation import Import
 from itemstore.core.query import Filters
 from itemstore.errors import ItemStoreError, Overloaded, Unavailable
@@ -159,8 +159,7 @@ def _status(entry: Entry, accepted: Accepted) -> str:
     if not accepted.is_kept:
         return "created" if accepted.is_new else "replaced"
     assert isinstance(entry.operation, Import)  # noqa: S101 - our own error, not a caller's
-    is_equal = data_of(accepted.change.entry) == entry.operation.text
-    return "unchanged" if is_equal else "skipped"
+    return entry.operation.status_of(accepted.change.entry)
 
 
 async def export(

@@ -178,7 +178,7 @@ class Persister:
                 await self._write(part)
             except (StorageRefused, StorageSlow) as failure:
                 if len(part) > 1:
-                    parts += _halves(part)
+                    parts += halves(part)
                 elif isinstance(failure, StorageRefused):
                     await self._park(part[0], failure)
                 else:
@@ -246,7 +246,7 @@ class Persister:
                 await self._send(part)
             except StorageRefused as refusal:  # a rule that is newer than the commit
                 if len(part) > 1:
-                    parts += _halves(part)
+                    parts += halves(part)
                 else:
                     await self._storage.quarantine(part[0], str(refusal))
                     self._queue.adopt_parked(part[0])
@@ -369,7 +369,7 @@ class Persister:
             self._purge_at = self._monotonic() + PURGE_INTERVAL_S
 
 
-def _halves(part: list[Change]) -> tuple[list[Change], list[Change]]:
+def halves(part: list[Change]) -> tuple[list[Change], list[Change]]:
     """The second first: parts are taken from the end."""
     middle = len(part) // 2
     return part[middle:], part[:middle]

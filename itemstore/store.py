@@ -28,7 +28,7 @@ from itemstore.core import listing
 from itemstore.core.cache import Cache
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.item import Item, VersionClock, check_id, created_us_of, pack, version_of
+from itemstore.core.item import Item, VersionClock, check_id, following, version_of
 from itemstore.core.operation import (
     KEEP,
     Create,
@@ -517,9 +517,7 @@ class ItemStore:
         ``created_us`` is that of a new item, None for now.
         """
         version = self.clock.next()
-        if old is not None:
-            created_us = created_us_of(old)
-        entry = pack(version, version if created_us is None else created_us, text or b"")
+        entry = following(old, version, text or b"", created_us)
         change = Change(
             item_id,
             version,

@@ -53,6 +53,16 @@ def created_us_of(entry: bytes) -> int:
     return int.from_bytes(entry[8:16], "big", signed=True) + PG_EPOCH_US
 
 
+def following(old: bytes | None, version: int, text: bytes, created_us: int | None = None) -> bytes:
+    """The entry that this version makes of an item, of which ``old`` is the one before.
+
+    An item that lives keeps its ``created_at``; a new one has the given, or that of its version.
+    """
+    if old is not None:
+        created_us = created_us_of(old)
+    return pack(version, version if created_us is None else created_us, text)
+
+
 def data_of(entry: bytes) -> bytes:
     """An entry's JSON text."""
     dictionary = dictionary_of(entry)
@@ -226,7 +236,13 @@ def microseconds(text: str) -> int:
     """
     if _RFC_3339.fullmatch(text) is None:
         raise ValueError("not a time of RFC 3339")
-    return (datetime.fromisoformat(text.upper()) - _UNIX_EPOCH) // timedelta(microseconds=1)
+    return since_1970(datetime.fromisoformat(text.upper()))
+
+
+def since_1970(moment: datetime) -> int:
+    """Microseconds; a moment without a time zone is taken for UTC."""
+    aware = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    return (aware - _UNIX_EPOCH) // timedelta(microseconds=1)
 
 
 #: Section 5.6, which ``fromisoformat`` does not check: it takes any time of ISO 8601.

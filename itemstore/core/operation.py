@@ -158,6 +158,10 @@ class Import:
     def decide(self, old: bytes | None) -> Encoded | _Keep:
         return self.text if old is None or self._replaces(old) else KEEP
 
+    def status_of(self, kept: bytes) -> str:
+        """What is told of an item that was left as it is."""
+        return "unchanged" if data_of(kept) == self.text else "skipped"
+
     def _replaces(self, old: bytes) -> bool:
         if data_of(old) == self.text:
             return False

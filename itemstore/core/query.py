@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ import orjson
 
 from itemstore.core.data import loads
 from itemstore.core.field import CREATED, ID, UPDATED, Field, parse_field
+from itemstore.core.item import since_1970
 from itemstore.errors import InvalidData, InvalidParameter, MalformedJSON
 
 FILTERS_MAX: Final = 20
@@ -37,7 +38,6 @@ _TIME: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
     r"(?:T[0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?(?:Z|[+-][0-9]{2}:[0-9]{2}))?"
 )
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _ELEMENT: Final = re.compile(r'("(?:[^"\\]|\\.)*"|[^",]+)(?:,|$)', re.DOTALL)
 
 
@@ -214,5 +214,5 @@ def _time(text: str) -> int:
             "2026-11-01T12:00:00Z; in a URL the + of an offset is %2B"
         )
     moment = datetime.fromisoformat(text.upper())
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
-    return (moment - _EPOCH) // timedelta(microseconds=1)
+    # In UTC first: that fails where the year is then none of 1 to 9999.
+    return since_1970(moment.astimezone(UTC) if moment.tzinfo else moment)

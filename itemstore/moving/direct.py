@@ -17,13 +17,14 @@ from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple, TypeVar
 
 from itemstore import process
-from itemstore.core.item import VersionClock, created_us_of, data_of, pack
-from itemstore.core.operation import KEEP, Import
+from itemstore.core.item import VersionClock, following
+from itemstore.core.operation import KEEP
 from itemstore.core.queue import Change
 from itemstore.database import database
 from itemstore.errors import MovingError, StartupError
 from itemstore.lease import DOWN_MIN_S, DOWN_SHARE, HEARTBEAT_SHARE
 from itemstore.moving.record import Rejected, Row
+from itemstore.persister import halves
 from itemstore.settings import Settings
 from itemstore.storage import (
     Claim,
@@ -178,9 +179,9 @@ class Direct:
         old = entries.get(row.id)
         text = row.item.decide(old)
         if old is not None and text is KEEP:
-            return "unchanged" if data_of(old) == row.item.text else "skipped"
+            return row.item.status_of(old)
         version = self._clock.next()
-        entry = pack(version, _created_us(row.item, old, version), row.item.text)
+        entry = following(old, version, row.item.text, row.item.created_us)
         entries[row.id] = entry
         changes[row.id] = Change(row.id, version, entry, deleted=False, now_s=0.0, is_acked=False)
         return "created" if old is None else "replaced"
@@ -200,9 +201,8 @@ class Direct:
             try:
                 await _answered(lambda part=part: self._send(part))  # type: ignore[misc]
             except (StorageRefused, StorageSlow) as failure:
-                half = len(part) // 2
-                if half:
-                    parts += [part[half:], part[:half]]
+                if len(part) > 1:
+                    parts += halves(part)
                 else:
                     refused[part[0].id] = f"PostgreSQL refused it: {failure}"
         self._settled = max((each.version for each in changes.values()), default=self._settled)
@@ -228,13 +228,6 @@ class Direct:
 
 def _ran_out(lease: Lease) -> bool:
     return lease.is_free and lease.holder is not None
-
-
-def _created_us(item: Import, old: bytes | None, version: int) -> int:
-    """An item that lives keeps its own."""
-    if old is not None:
-        return created_us_of(old)
-    return version if item.created_us is None else item.created_us
 
 
 async def _answered(call: Callable[[], Awaitable[T]]) -> T:

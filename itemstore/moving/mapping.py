@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from base64 import b32encode
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from hashlib import blake2b
 from typing import Any, Final
 
 from itemstore.core.data import encode_parsed, loads
+from itemstore.core.item import since_1970
 from itemstore.core.operation import Conflict, Import
 from itemstore.errors import InvalidData, InvalidInput, InvalidItem
 from itemstore.moving.record import Record, Rejected, Row
@@ -17,8 +18,6 @@ from itemstore.moving.record import Record, Rejected, Row
 #: A record with no other columns than these is an item as ``GET /export`` writes it.
 ENVELOPE: Final = frozenset({"id", "data", "version", "created_at", "updated_at"})
 SOURCE_SHOWN_MAX: Final = 2_000  # characters of a rejected record in the report
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND: Final = timedelta(microseconds=1)
 _DATA_DOT: Final = "data."
 MADE_BYTES: Final = 10  # 16 letters: a billion rows have two the same once in a million times
 
@@ -144,9 +143,7 @@ def microseconds(time: object) -> int:
     Raises ValueError or OverflowError if it is neither.
     """
     if isinstance(time, str):
-        moment = datetime.fromisoformat(time)
-        since = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)) - _EPOCH
-        return since // _MICROSECOND
+        return since_1970(datetime.fromisoformat(time))
     if isinstance(time, bool) or not isinstance(time, int | float):
         raise ValueError("not a time")
     return round(time * 1_000_000)

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,7 @@ class ServerProcess:
                 return connection.recv(64).startswith(b"HTTP/1.1 200")
         except OSError:
             return False
+
+
+#: With these settings.
+Start = Callable[..., ServerProcess]

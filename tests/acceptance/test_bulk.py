@@ -5,35 +5,17 @@ from __future__ import annotations
 import http.client
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import orjson
 import pytest
 
-from tests.acceptance.process import ServerProcess
-
-Start = Callable[..., ServerProcess]
+from tests.acceptance.process import ServerProcess, Start
 
 LIMIT_S: Final = 120.0  # so that what never ends fails a test instead of hanging it
 MIB: Final = 1024 * 1024
-
-
-@pytest.fixture
-def start(tmp_path: Path, dsn: str) -> Iterator[Start]:
-    """Starts servers over the test's database and ends those a test leaves behind."""
-    started: list[ServerProcess] = []
-
-    def start_one(**environment: str) -> ServerProcess:
-        log = tmp_path / f"server{len(started)}.log"
-        server = ServerProcess(log, DATABASE_URL=dsn, **environment)
-        started.append(server)
-        return server.start()
-
-    yield start_one
-    for server in started:
-        server.end()
 
 
 class Import:

@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import aiohttp
 import psycopg
 import pytest
 
-from tests.acceptance.process import ServerProcess
+from tests.acceptance.process import ServerProcess, Start
 
-Start = Callable[..., ServerProcess]
 WRITERS = 32
-
-
-@pytest.fixture
-def start(tmp_path: Path, dsn: str) -> Iterator[Start]:
-    """Starts servers over the test's database and ends those a test leaves behind."""
-    started: list[ServerProcess] = []
-
-    def start_one(**environment: str) -> ServerProcess:
-        log = tmp_path / f"server{len(started)}.log"
-        server = ServerProcess(log, DATABASE_URL=dsn, **environment)
-        started.append(server)
-        return server.start()
-
-    yield start_one
-    for server in started:
-        server.end()
 
 
 class Writing:

@@ -30,13 +30,18 @@ class Peer:
         self.requests: list[web.Request] = []
         self.cuts: list[int] = []  #: after how many results or items the connection breaks
 
+    async def begin(self, request: web.Request) -> tuple[web.StreamResponse, int | None]:
+        """What is answered, and after how many lines it is cut."""
+        cut = self.cuts.pop(0) if self.cuts else None
+        answer = web.StreamResponse(headers={"Content-Type": remote.NDJSON})
+        await answer.prepare(request)
+        return answer, cut
+
     async def take(self, request: web.Request) -> web.StreamResponse:
         self.requests.append(request)
         if self.failures:
             return self.failures.pop(0)(request)  # type: ignore[no-any-return]
-        cut = self.cuts.pop(0) if self.cuts else None
-        answer = web.StreamResponse(headers={"Content-Type": remote.NDJSON})
-        await answer.prepare(request)
+        answer, cut = await self.begin(request)
         lines = (await request.read()).splitlines()
         for number, line in enumerate(lines):
             if number == cut:
@@ -60,9 +65,7 @@ class Peer:
         self.requests.append(request)
         if self.failures:
             return self.failures.pop(0)(request)  # type: ignore[no-any-return]
-        cut = self.cuts.pop(0) if self.cuts else None
-        answer = web.StreamResponse(headers={"Content-Type": remote.NDJSON})
-        await answer.prepare(request)
+        answer, cut = await self.begin(request)
         left = [each for each in sorted(self.items) if each > request.query.get("after", "")]
         for number, item_id in enumerate(left):
             if number == cut:
