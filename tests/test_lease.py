@@ -113,16 +113,16 @@ async def test_a_warm_standby_is_handed_the_lease_with_nothing_dirty(stores: Sto
 async def test_a_standby_that_closes_asks_for_nothing_more(stores: Stores) -> None:
     """A standby that goes away leaves the lease to its holder, which accepts writes on."""
     first = await stores.open()
-    gates(first).hold("let_go").open()
-    let_go = gates(first).hold("let_go")
-    let_go.open()
     second = stores.make()
     page = gates(second).hold("page")
     await soon(second.start())
     await page.reached()
+    renew = gates(first).hold("renew")  # or it hears, and hands the lease over
+    await renew.reached()
     stores.psql("UPDATE writer_lease SET wanted_by = %s", second.lease.name)
     await soon(second.close())
     assert [None] == stores.psql("SELECT wanted_by FROM writer_lease")
+    renew.open()
     await soon(first.put("a", {}, durability=COMMIT))
     assert "holder" == first.lease.state
 

@@ -4,42 +4,56 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
-from itemstore.errors import (
-    ItemStoreError,
-    MalformedRequest,
-    UnsupportedMediaType,
-)
+from itemstore.core.caller import ANYBODY, Role
+from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
 from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-#: Method, path, handler; docs/api.md describes each, which a test compares. GET answers HEAD too.
+
+class Route(NamedTuple):
+    """``role`` is the least its caller has; None: anybody may call it."""
+
+    method: str
+    path: str
+    handler: Handler
+    kind: Kind
+    role: Role | None
+
+
+_ITEM: Final = "/items/{id:(?s:.+)}"
+_PARKED: Final = "/quarantine/{id:(?s:.+)}"
+
+#: docs/api.md describes each, which a test compares. GET answers HEAD too.
 ROUTES: Final = (
-    ("GET", "/items", items.list_items),
-    ("POST", "/items", items.create_item),
-    ("POST", "/items:batch", items.batch),
-    ("GET", "/items/{id:(?s:.+)}", items.get_item),
-    ("PUT", "/items/{id:(?s:.+)}", items.put_item),
-    ("PATCH", "/items/{id:(?s:.+)}", items.patch_item),
-    ("DELETE", "/items/{id:(?s:.+)}", items.delete_item),
-    ("POST", "/import", bulk.import_items),
-    ("GET", "/export", bulk.export_items),
-    ("POST", "/flush", system.flush),
-    ("GET", "/quarantine", quarantine.list_parked),
-    ("GET", "/quarantine/{id:(?s:.+)}", quarantine.get_parked),
-    ("POST", "/quarantine/{id:(?s:.+)}", quarantine.retry),
-    ("DELETE", "/quarantine/{id:(?s:.+)}", quarantine.discard),
-    ("GET", "/livez", system.livez),
-    ("GET", "/readyz", system.readyz),
-    ("GET", "/stats", system.stats),
-    ("GET", "/metrics", system.prometheus),
+    Route("GET", "/items", items.list_items, Kind.HEAVY, Role.READ),
+    Route("POST", "/items", items.create_item, Kind.WRITE, Role.WRITE),
+    Route("POST", "/items:batch", items.batch, Kind.HEAVY, Role.READ),
+    Route("GET", _ITEM, items.get_item, Kind.READ, Role.READ),
+    Route("PUT", _ITEM, items.put_item, Kind.WRITE, Role.WRITE),
+    Route("PATCH", _ITEM, items.patch_item, Kind.WRITE, Role.WRITE),
+    Route("DELETE", _ITEM, items.delete_item, Kind.WRITE, Role.WRITE),
+    Route("POST", "/import", bulk.import_items, Kind.HEAVY, Role.WRITE),
+    Route("GET", "/export", bulk.export_items, Kind.HEAVY, Role.READ),
+    Route("POST", "/flush", system.flush, Kind.HEAVY, Role.WRITE),
+    Route("GET", "/quarantine", quarantine.list_parked, Kind.HEAVY, Role.ADMIN),
+    Route("GET", _PARKED, quarantine.get_parked, Kind.HEAVY, Role.ADMIN),
+    Route("POST", _PARKED, quarantine.retry, Kind.HEAVY, Role.ADMIN),
+    Route("DELETE", _PARKED, quarantine.discard, Kind.HEAVY, Role.ADMIN),
+    Route("GET", "/livez", system.livez, Kind.SYSTEM, None),
+    Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
+    Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.ADMIN),
+    Route("GET", "/metrics", system.prometheus, Kind.SYSTEM, Role.ADMIN),
 )
+
+_ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for each in ROUTES}
 
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
 
@@ -54,11 +68,17 @@ def make_app(store: ItemStore) -> web.Application:
     app[LOG] = store.log
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
-    for method, path, handler in ROUTES:
-        methods = ("GET", "HEAD") if method == "GET" else (method,)
-        for each in methods:
-            app.router.add_route(each, path, handler, expect_handler=_expect)
+    for route in ROUTES:
+        for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
+            app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
+
+
+def route_of(request: web.Request) -> Route | None:
+    """The route it is answered by; None if there is none."""
+    resource = request.match_info.route.resource
+    method = "GET" if request.method == hdrs.METH_HEAD else request.method
+    return _ROUTES.get((method, resource.canonical)) if resource else None
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -93,6 +113,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
     request_id = request[streams.REQUEST_ID] = _id_of(request)
+    request[requests.CALLER] = ANYBODY
     try:
         response = await handler(request)
     except ItemStoreError as error:

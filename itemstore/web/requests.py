@@ -10,6 +10,7 @@ from urllib.parse import parse_qsl, unquote_to_bytes
 
 from aiohttp import hdrs, web
 
+from itemstore.core.caller import Caller
 from itemstore.core.condition import Condition
 from itemstore.core.data import Encoded, encode_parsed, loads
 from itemstore.core.field import is_field
@@ -37,6 +38,8 @@ from itemstore.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+
+CALLER: Final = web.RequestKey("caller", Caller)
 
 BODY_MAX_BYTES: Final = 1024 * 1024
 BATCH_BODY_MAX_BYTES: Final = 8 * 1024 * 1024

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
@@ -27,6 +28,15 @@ def request_id(given: str | None, railway: str | None) -> str:
     if wanted is not None and _SAFE_REQUEST_ID.fullmatch(wanted):
         return wanted
     return f"{_OWN_REQUEST_ID}-{next(_numbers)}"
+
+
+class Kind(StrEnum):
+    """The class of a route: what its requests are about."""
+
+    READ = "read"  #: reading one item
+    WRITE = "write"  #: changing one
+    HEAVY = "heavy"  #: many
+    SYSTEM = "system"  #: none
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 TARGETS: Final = [
-    (method, pattern.replace("{id:(?s:.+)}", "some-id")) for method, pattern, _ in ROUTES
+    (method, pattern.replace("{id:(?s:.+)}", "some-id")) for method, pattern, *_ in ROUTES
 ]
 
 

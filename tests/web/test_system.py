@@ -228,7 +228,7 @@ async def test_no_caller_can_make_up_a_label(dsn: str) -> None:
                 await service.api(method, target)
         routes = {route for route, _ in service.traffic.served}
 
-    known = {f"{method} {pattern.replace(':(?s:.+)', '')}" for method, pattern, _ in ROUTES}
+    known = {f"{method} {pattern.replace(':(?s:.+)', '')}" for method, pattern, *_ in ROUTES}
     assert routes <= known | {"unmatched"}
 
 
