@@ -6,10 +6,12 @@ import json
 from base64 import b32encode
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any, Final
 
 from itemstore.core.data import encode_parsed, loads
+from itemstore.core.field import parse_field
 from itemstore.core.item import since_1970
 from itemstore.core.operation import Conflict, Import
 from itemstore.errors import InvalidData, InvalidInput, InvalidItem
@@ -19,6 +21,7 @@ from itemstore.moving.record import Record, Rejected, Row
 ENVELOPE: Final = frozenset({"id", "data", "version", "created_at", "updated_at"})
 SOURCE_SHOWN_MAX: Final = 2_000  # characters of a rejected record in the report
 _DATA_DOT: Final = "data."
+COLUMNS_KEPT: Final = 2_000  # whose paths are remembered from row to row
 MADE_BYTES: Final = 10  # 16 letters: a billion rows have two the same once in a million times
 
 
@@ -161,15 +164,20 @@ def _is_dotted(value: dict[str, Any]) -> bool:
 
 def _nested(members: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = {}
-    for path, value in members.items():
-        *above, name = path.removeprefix(_DATA_DOT).split(".")
+    for column, value in members.items():
+        *above, name = _path(column)
         place = data
         for each in above:
             place = place.setdefault(each, {})
             if type(place) is not dict:
-                raise InvalidItem(f"Column {path!r} and one above it both have a value.")
+                raise InvalidItem(f"Column {column!r} and one above it both have a value.")
         place[name] = value
     return data
+
+
+@lru_cache(COLUMNS_KEPT)
+def _path(column: str) -> tuple[str, ...]:
+    return parse_field(column).path
 
 
 def _values(members: dict[str, Any]) -> dict[str, Any]:

@@ -65,8 +65,9 @@ def test_columns_are_taken_by_the_names_given() -> None:
 
 
 def test_dotted_columns_are_parts_of_the_data() -> None:
-    record = {"id": "a", "data.name": "Ada", "data.at.city": "London"}
-    assert b'{"name":"Ada","at":{"city":"London"}}' == mapped(record).item.text
+    record = {"id": "a", "data.name": "Ada", "data.at.city": "London", 'data."a.b"."c,\\""': "d"}
+    expected = b'{"name":"Ada","at":{"city":"London"},"a.b":{"c,\\"":"d"}}'
+    assert expected == mapped(record).item.text
 
 
 def test_an_id_that_is_missing_is_made_and_the_same_again() -> None:
@@ -89,6 +90,7 @@ def test_an_id_that_is_missing_is_made_and_the_same_again() -> None:
         (b'{"id":"a","created_at":"soon"}', {}, "--created-at"),
         (b'{"id":"a","updated_at":true}', {}, "--updated-at"),
         (b'{"id":"a","created_at":1e18}', {}, "years 1 to 9999"),
+        ({"id": "a", "data.a..b": "x"}, {}, "no path into data at character 6"),
         (b'{"id":"a","n":12345678901234567890}', {}, "64 bits"),
         ({"id": "a", "b": b"\x00"}, {}, "BLOB"),
         ({"id": "a", "b": "\udcff"}, {}, "UTF-8"),
