@@ -194,6 +194,32 @@ COMMENT ON COLUMN writer_lease.settled    IS 'Everything the holder accepted up 
 COMMENT ON COLUMN writer_lease.wanted_by  IS 'The instance that asks for it.';
 COMMENT ON COLUMN writer_lease.wanted_at  IS 'When it last asked.';
 
+-- Who may call. Of a key only a hash is here; whoever reads this table cannot use it to call. A row that
+-- is deleted, in psql too, is a key that is revoked.
+CREATE TABLE IF NOT EXISTS api_keys (
+    id         text COLLATE "C" PRIMARY KEY,
+    digest     bytea       NOT NULL,
+    name       text        NOT NULL,
+    role       text        NOT NULL,
+    prefix     text COLLATE "C" NOT NULL DEFAULT '',
+    created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at timestamptz,
+    CONSTRAINT api_keys_id     CHECK (id ~ '^[0-9A-Za-z]{8}$'),
+    CONSTRAINT api_keys_digest CHECK (octet_length(digest) = 32),
+    CONSTRAINT api_keys_name   CHECK (char_length(name) BETWEEN 1 AND 100),
+    CONSTRAINT api_keys_role   CHECK (role IN ('read', 'write') OR (role = 'admin' AND prefix = '')),
+    CONSTRAINT api_keys_prefix CHECK (octet_length(prefix) <= 504)
+);
+
+COMMENT ON TABLE  api_keys            IS 'The keys by which callers show who they are; deleting a row revokes its key.';
+COMMENT ON COLUMN api_keys.id         IS 'Stands in the key itself, and in logs.';
+COMMENT ON COLUMN api_keys.digest     IS 'SHA-256 of the key, which is kept nowhere.';
+COMMENT ON COLUMN api_keys.name       IS 'Whose it is, for people.';
+COMMENT ON COLUMN api_keys.role       IS 'read, write or admin.';
+COMMENT ON COLUMN api_keys.prefix     IS 'What the ids begin with that it is confined to; empty for none.';
+COMMENT ON COLUMN api_keys.created_at IS 'When it was made.';
+COMMENT ON COLUMN api_keys.expires_at IS 'From then on it lets nobody in; NULL for never.';
+
 CREATE TABLE IF NOT EXISTS store_meta (
     one            boolean PRIMARY KEY DEFAULT true CHECK (one),
     schema_version integer NOT NULL,
@@ -201,6 +227,7 @@ CREATE TABLE IF NOT EXISTS store_meta (
 );
 
 ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS purged_before bigint NOT NULL DEFAULT 0;
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS keys_revision bigint NOT NULL DEFAULT 0;
 
 COMMENT ON TABLE  store_meta                IS 'One row about this store.';
 COMMENT ON COLUMN store_meta.one            IS 'Keeps the table at one row.';
@@ -208,5 +235,17 @@ COMMENT ON COLUMN store_meta.schema_version IS 'The version of this file that wa
 COMMENT ON COLUMN store_meta.store_id       IS 'Tells one store''s database from another''s.';
 COMMENT ON COLUMN store_meta.purged_before  IS 'Deletes older than this version may be forgotten: an older write can no longer be judged.';
 
-INSERT INTO store_meta (schema_version) VALUES (3)
+COMMENT ON COLUMN store_meta.keys_revision  IS 'Grows with every change of api_keys: by it each instance sees that it must read them again.';
+
+CREATE OR REPLACE FUNCTION itemstore_keys_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE store_meta SET keys_revision = keys_revision + 1;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER itemstore_keys_changed
+    AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON api_keys
+    FOR EACH STATEMENT EXECUTE FUNCTION itemstore_keys_changed();
+
+INSERT INTO store_meta (schema_version) VALUES (4)
     ON CONFLICT (one) DO UPDATE SET schema_version = greatest(store_meta.schema_version, excluded.schema_version);

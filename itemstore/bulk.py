@@ -168,6 +168,7 @@ async def export(
     prefix: str = "",
     filters: Filters | None = None,
     after: str | None = None,
+    hints: bool = True,
 ) -> AsyncIterator[list[Item]]:
     """All items that match, or those after the id ``after``, in the order of their ids, by pages.
 
@@ -180,7 +181,12 @@ async def export(
         cursor = listing.encode(identity, (0, check_id(after)))
     while True:
         page = await store.list(
-            limit=EXPORT_PAGE, order="id", cursor=cursor, prefix=prefix, filters=filters
+            limit=EXPORT_PAGE,
+            order="id",
+            cursor=cursor,
+            prefix=prefix,
+            filters=filters,
+            hints=hints,
         )
         yield page.items
         if page.next is None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 from itemstore import __version__, settings
 from itemstore.errors import StartupError
+
+if TYPE_CHECKING:
+    from itemstore.report import Server
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -23,6 +26,15 @@ app = typer.Typer(
 
 _ServerUrl = Annotated[
     str, typer.Option("--url", envvar="ITEMSTORE_URL", help="The running server.")
+]
+_Token = Annotated[
+    str,
+    typer.Option(
+        "--token",
+        envvar="ITEMSTORE_TOKEN",
+        help="The key or token for that server; better in ITEMSTORE_TOKEN, which no list of "
+        "processes shows.",
+    ),
 ]
 
 
@@ -40,11 +52,11 @@ def serve() -> None:
 
 
 @app.command()
-def stats(url: _ServerUrl = "") -> None:
+def stats(url: _ServerUrl = "", token: _Token = "") -> None:
     """Show the numbers of a running server."""
     from itemstore import report
 
-    sys.exit(report.stats(_url(url)))
+    sys.exit(report.stats(_server(url, token)))
 
 
 @app.command()
@@ -65,33 +77,34 @@ _ItemId = Annotated[str, typer.Argument(help="The item's id.")]
 
 
 @quarantine.command("list")
-def list_parked(url: _ServerUrl = "") -> None:
+def list_parked(url: _ServerUrl = "", token: _Token = "") -> None:
     """Show what is in quarantine, and why."""
     from itemstore import report
 
-    sys.exit(report.quarantine_list(_url(url)))
+    sys.exit(report.quarantine_list(_server(url, token)))
 
 
 @quarantine.command()
-def show(item_id: _ItemId, url: _ServerUrl = "") -> None:
+def show(item_id: _ItemId, url: _ServerUrl = "", token: _Token = "") -> None:
     """Show one of them with its data."""
     from itemstore import report
 
-    sys.exit(report.quarantine_show(_url(url), item_id))
+    sys.exit(report.quarantine_show(_server(url, token), item_id))
 
 
 @quarantine.command()
-def retry(item_id: _ItemId, url: _ServerUrl = "") -> None:
+def retry(item_id: _ItemId, url: _ServerUrl = "", token: _Token = "") -> None:
     """Write it again, once the reason is gone."""
     from itemstore import report
 
-    sys.exit(report.quarantine_retry(_url(url), item_id))
+    sys.exit(report.quarantine_retry(_server(url, token), item_id))
 
 
 @quarantine.command()
 def discard(
     item_id: _ItemId,
     url: _ServerUrl = "",
+    token: _Token = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give the write up: the item is again as PostgreSQL has it."""
@@ -99,7 +112,7 @@ def discard(
 
     if not yes:
         typer.confirm(f"Give up the accepted write of {item_id!r} for good?", abort=True)
-    sys.exit(report.quarantine_discard(_url(url), item_id))
+    sys.exit(report.quarantine_discard(_server(url, token), item_id))
 
 
 _Format = Annotated[
@@ -107,9 +120,6 @@ _Format = Annotated[
 ]
 _Server = Annotated[
     str, typer.Option("--server", help="A running server, instead of its database: http://…")
-]
-_Token = Annotated[
-    str, typer.Option("--token", envvar="ITEMSTORE_TOKEN", help="Sent to that server.", hidden=True)
 ]
 
 
@@ -226,6 +236,51 @@ def export_items(
     sys.exit(command.run_export(_settings(), options))
 
 
+keys = typer.Typer(
+    help="API keys: who may call. Straight in the database, or through a running server by --url.",
+    no_args_is_help=True,
+)
+app.add_typer(keys, name="keys")
+
+
+@keys.command("create")
+def create_key(
+    name: Annotated[str, typer.Argument(help="Whose key it is, for people.")],
+    role: Annotated[str, typer.Option(help="read, write or admin.")] = "read",
+    prefix: Annotated[
+        str, typer.Option(help="Confine it to ids that begin so; not for an admin.")
+    ] = "",
+    expires: Annotated[str, typer.Option(help="When it is over: a time from now, as 90d.")] = "",
+    url: _ServerUrl = "",
+    token: _Token = "",
+) -> None:
+    """Make a key and show it, this once."""
+    from itemstore import keys as commands
+
+    wanted = commands.Wanted(name, role, prefix, expires)
+    sys.exit(commands.create(_settings(), wanted, url, token))
+
+
+@keys.command("list")
+def list_keys(url: _ServerUrl = "", token: _Token = "") -> None:
+    """Show the keys there are, without what they are."""
+    from itemstore import keys as commands
+
+    sys.exit(commands.show(_settings(), url, token))
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="As the list shows it.")],
+    url: _ServerUrl = "",
+    token: _Token = "",
+) -> None:
+    """Let the key in no more; every instance knows within five seconds."""
+    from itemstore import keys as commands
+
+    sys.exit(commands.revoke(_settings(), key_id, url, token))
+
+
 index = typer.Typer(
     help="Indexes over fields of data, for filters and orders. They are made while stores run.",
     no_args_is_help=True,
@@ -281,8 +336,10 @@ def _one_of(kind: type[E], given: str, option: str) -> E | None:
     return kind(given) if given else None
 
 
-def _url(url: str) -> str:
-    return url or f"http://localhost:{_settings().port}"
+def _server(url: str, token: str) -> Server:
+    from itemstore.report import Server
+
+    return Server(url or f"http://localhost:{_settings().port}", token)
 
 
 @app.command()

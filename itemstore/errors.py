@@ -8,15 +8,17 @@
     │   ├── BodyTooLarge                                                           413
     │   ├── UnsupportedMediaType                                                   415
     │   └── InvalidItem, InvalidData                                               422
-    ├── RouteNotFound, ItemNotFound                                                404
+    ├── Unauthenticated                                                            401
+    ├── Forbidden                                                                  403
+    ├── RouteNotFound, ItemNotFound, KeyNotFound                                   404
     ├── MethodNotAllowed                                                           405
-    ├── ItemExists                                                                 409
+    ├── ItemExists, TooManyKeys                                                    409
     ├── PreconditionFailed                                                         412
     ├── QueryTooSlow                                                               422
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
     │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
-    │       DurabilityUnavailable, Starting, Stopping                              503
+    │       DurabilityUnavailable, IssuerUnavailable, Starting, Stopping           503
     ├── StartupError             the process cannot start; never an HTTP answer
     └── MovingError              an import or export cannot go on; never an HTTP answer
         └── WrongUsage           … as it was asked for
@@ -36,6 +38,8 @@ class ItemStoreError(Exception):
     code: ClassVar[str] = "internal_error"
     #: Seconds after which a repetition is worth a try; sent as ``Retry-After``.
     retry_after_s: ClassVar[int | None] = None
+    #: Why a caller's credentials do not do, in RFC 6750's words; sent as ``WWW-Authenticate``.
+    challenge: str | None = None
 
     def __init__(self, detail: str | None = None, *, pointer: str | None = None) -> None:
         self.detail = detail or self.title()
@@ -132,6 +136,28 @@ class InvalidData(InvalidInput):
     code = "invalid_data"
 
 
+class Unauthenticated(ItemStoreError):
+    """The request does not say, so that it can be believed, who sends it."""
+
+    status = 401
+    code = "unauthenticated"
+    challenge = 'Bearer realm="itemstore"'
+
+    def __init__(self, detail: str | None = None, *, is_wrong: bool = False) -> None:
+        """``is_wrong``: there are credentials, but they do not do (RFC 6750, section 3.1)."""
+        super().__init__(detail)
+        if is_wrong:
+            self.challenge = f'{self.challenge}, error="invalid_token"'
+
+
+class Forbidden(ItemStoreError):
+    """The caller may not do this."""
+
+    status = 403
+    code = "forbidden"
+    challenge = 'Bearer realm="itemstore", error="insufficient_scope"'
+
+
 class RouteNotFound(ItemStoreError):
     """There is nothing at this path."""
 
@@ -146,6 +172,13 @@ class ItemNotFound(ItemStoreError):
     code = "item_not_found"
 
 
+class KeyNotFound(ItemStoreError):
+    """There is no key with this id."""
+
+    status = 404
+    code = "key_not_found"
+
+
 class MethodNotAllowed(ItemStoreError):
     """This path does not know this method."""
 
@@ -158,6 +191,13 @@ class ItemExists(ItemStoreError):
 
     status = 409
     code = "item_exists"
+
+
+class TooManyKeys(ItemStoreError):
+    """There are as many keys as there may be."""
+
+    status = 409
+    code = "too_many_keys"
 
 
 class PreconditionFailed(ItemStoreError):
@@ -228,6 +268,13 @@ class DurabilityUnavailable(Unavailable):
     """The durability level cannot be given now."""
 
     code = "durability_unavailable"
+    retry_after_s = 5
+
+
+class IssuerUnavailable(Unavailable):
+    """The keys of the tokens' issuer cannot be had."""
+
+    code = "issuer_unavailable"
     retry_after_s = 5
 
 

@@ -33,16 +33,19 @@ class Lister:
         #: Shape of a query → until when it is remembered, and the commands it was told.
         self._hints: dict[object, tuple[float, tuple[str, ...]]] = {}
 
-    async def page(self, asked: listing.Listing) -> listing.Page:
-        """The page. Raises QueryTooSlow, DatabaseUnavailable."""
+    async def page(self, asked: listing.Listing, *, hints: bool = True) -> listing.Page:
+        """The page, with ``hints`` also what indexes it lacks.
+
+        Raises QueryTooSlow, DatabaseUnavailable.
+        """
         query = asked.query
-        hints: tuple[str, ...] = ()
+        missing: tuple[str, ...] = ()
         try:
-            if indexes := indexes_for(query.filters, query.order):
-                hints = await self._hints_for(query, indexes)
+            if hints and (indexes := indexes_for(query.filters, query.order)):
+                missing = await self._hints_for(query, indexes)
             rows, count = await self._storage.select(query)
         except StorageTimeLimit as error:
-            advice = f", or make an index: {hints[0]}" if hints else ""
+            advice = f", or make an index: {missing[0]}" if missing else ""
             raise QueryTooSlow(
                 f"PostgreSQL was given {query.time_limit_s:g} s (QUERY_TIMEOUT), which was not "
                 f"enough. Ask for less, with more filters or without a count{advice}."
@@ -51,7 +54,7 @@ class Lister:
             raise DatabaseUnavailable(
                 f"A list needs PostgreSQL, which cannot be read now ({error.kind}). Repeat later."
             ) from error
-        page = replace(listing.page(asked, rows, count), hints=hints)
+        page = replace(listing.page(asked, rows, count), hints=missing)
         if asked.selection is None:
             return page
         return replace(page, items=await in_turns(asked.selection.of, page.items))

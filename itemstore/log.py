@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import logging
 import queue
+import re
 import sys
 import threading
+from collections.abc import MutableMapping
 from typing import Any, Final, TextIO
 
 import orjson
@@ -24,11 +26,48 @@ _DROPPED: Final = '{"message":"log_lines_dropped","level":"warning","lines":%d}\
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
+#: Fields whose values are not to be read by others, by a part of their names.
+_SECRET_FIELD: Final = re.compile(
+    r"authorization|cookie|credential|dsn|passw|secret|token|api_?key", re.IGNORECASE
+)
+#: Secrets inside other texts: API keys, what stands after Bearer, tokens, passwords in addresses.
+_SECRET: Final = re.compile(
+    r"itemkey_[0-9A-Za-z_]+"
+    r"|(?<=bearer )[^\s\"',]+"
+    r"|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
+    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
+    r"|(?<=password=)('[^']*'|[^\s&]+)",
+    re.IGNORECASE,
+)
+HIDDEN: Final = "(hidden)"
+
+
+def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Takes secrets out of an event: a processor of structlog."""
+    return {name: _redacted(name, value) for name, value in event.items()}
+
+
+def _redacted(name: str, value: Any) -> Any:
+    if _SECRET_FIELD.search(name):
+        return HIDDEN
+    if isinstance(value, str):
+        return _SECRET.sub(HIDDEN, value)
+    if isinstance(value, list | tuple):
+        return [_redacted(name, each) for each in value]
+    if isinstance(value, dict):
+        return {each: _redacted(str(each), inner) for each, inner in value.items()}
+    return value
+
+
 def library_logger() -> FilteringBoundLogger:
     """Hands events to ``logging.getLogger("itemstore")``, their fields as ``extra``."""
     logger: FilteringBoundLogger = structlog.wrap_logger(
         logging.getLogger("itemstore"),
-        processors=[structlog.stdlib.filter_by_level, structlog.stdlib.render_to_log_kwargs],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            redact,
+            structlog.stdlib.render_to_log_kwargs,
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
     )
     return logger
@@ -103,6 +142,7 @@ def server_logger(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
+            redact,
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from itemstore import memory
+from itemstore.access import access
 from itemstore.database import database
 from itemstore.deployment import journal_dir
 from itemstore.errors import StartupError
@@ -57,6 +58,7 @@ def check(settings: Settings) -> int:
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     yield _settings_found()
+    yield _access(settings)
     yield _durability(settings)
     for finding in _platform(settings):
         yield finding
@@ -77,6 +79,20 @@ def _settings_found() -> Finding:
         if os.environ.get(name)
     ]
     return Finding("ok", f"settings: {', '.join(given) or 'all at their defaults'}")
+
+
+def _access(settings: Settings) -> Finding:
+    try:
+        found = access(settings)
+    except StartupError as error:
+        return Finding("fail", "nothing good says who may call", error.detail)
+    if found.auth == "none" and settings.auth is not None:
+        return Finding(
+            "warn",
+            f"AUTH=none: whoever reaches {found.reach} may do everything",
+            "set API_KEY, and make keys: itemstore keys create --help",
+        )
+    return Finding("ok", f"AUTH is {found.auth}; it is reached from {found.reach}")
 
 
 def _durability(settings: Settings) -> Finding:
@@ -196,24 +212,46 @@ def _mib(size: int) -> str:
     return f"{size / 1024 / 1024:,.0f} MiB"
 
 
-class _NoAnswer(Exception):
+class NoAnswer(Exception):
     """What the server at the URL did not do, as a person should read it."""
 
 
-def _ask(url: str, path: str, method: str = "GET") -> Any:
-    """The answer's JSON, None without a body. Raises _NoAnswer."""
-    target = f"{url.rstrip('/')}{path}"
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and what to show it."""
+
+    url: str
+    token: str = ""
+
+
+class _Staying(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: the token is for this server, and would go along to the next."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_Staying)
+
+
+def ask(server: Server, path: str, method: str = "GET", value: Any = None) -> Any:
+    """The answer's JSON, None without a body. Raises NoAnswer."""
+    target = f"{server.url.rstrip('/')}{path}"
     try:
         if not target.startswith(("http://", "https://")):
             raise ValueError("it must begin with http:// or https://")
-        request = urllib.request.Request(target, method=method)  # noqa: S310 - checked
-        with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:  # noqa: S310 - checked
+        headers = {"Content-Type": "application/json"}
+        if server.token:
+            headers["Authorization"] = f"Bearer {server.token}"
+        body = None if value is None else json.dumps(value).encode()
+        request = urllib.request.Request(target, body, headers, method=method)  # noqa: S310 - checked
+        with _opener.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
             return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
-        raise _NoAnswer(_problem(error)) from error
+        raise NoAnswer(_problem(error)) from error
     except (OSError, ValueError, http.client.HTTPException) as error:
         reason = getattr(error, "reason", error)
-        raise _NoAnswer(
+        raise NoAnswer(
             f"No answer from {target}: {reason}\n"
             "Is it running? Name it with --url http://host:port."
         ) from error
@@ -231,7 +269,7 @@ def _told(tell: Callable[[Console], None]) -> int:
     console = Console(highlight=False, soft_wrap=True)
     try:
         tell(console)
-    except _NoAnswer as reason:
+    except NoAnswer as reason:
         console.print(str(reason), style="red", markup=False)
         return 1
     except (KeyError, TypeError, AttributeError):
@@ -240,23 +278,23 @@ def _told(tell: Callable[[Console], None]) -> int:
     return 0
 
 
-def stats(url: str) -> int:
+def stats(server: Server) -> int:
     """Prints the numbers of a running server. Returns 1 if there is none."""
 
     def tell(console: Console) -> None:
         shown = Table("what", "now", box=None)
-        for name, value in _ask(url, "/stats").items():
+        for name, value in ask(server, "/stats").items():
             shown.add_row(name.removeprefix("itemstore_"), _number(name, value))
         console.print(shown)
 
     return _told(tell)
 
 
-def quarantine_list(url: str) -> int:
+def quarantine_list(server: Server) -> int:
     """Prints what is in quarantine. Returns 1 if the server does not answer."""
 
     def tell(console: Console) -> None:
-        parked = _ask(url, "/quarantine")["items"]
+        parked = ask(server, "/quarantine")["items"]
         if not parked:
             console.print("Nothing is in quarantine.")
             return
@@ -271,30 +309,30 @@ def quarantine_list(url: str) -> int:
     return _told(tell)
 
 
-def quarantine_show(url: str, item_id: str) -> int:
+def quarantine_show(server: Server, item_id: str) -> int:
     """Prints one of them in full. Returns 1 if it is not there."""
 
     def tell(console: Console) -> None:
-        console.print_json(data=_ask(url, f"/quarantine/{quote(item_id, safe='')}"))
+        console.print_json(data=ask(server, f"/quarantine/{quote(item_id, safe='')}"))
 
     return _told(tell)
 
 
-def quarantine_retry(url: str, item_id: str) -> int:
+def quarantine_retry(server: Server, item_id: str) -> int:
     """Has it written again. Returns 1 if PostgreSQL refuses it again, or it is not there."""
 
     def tell(console: Console) -> None:
-        _ask(url, f"/quarantine/{quote(item_id, safe='')}", "POST")
+        ask(server, f"/quarantine/{quote(item_id, safe='')}", "POST")
         console.print(f"{item_id} is written.", markup=False)
 
     return _told(tell)
 
 
-def quarantine_discard(url: str, item_id: str) -> int:
+def quarantine_discard(server: Server, item_id: str) -> int:
     """Has it given up. Returns 1 if it is not there."""
 
     def tell(console: Console) -> None:
-        _ask(url, f"/quarantine/{quote(item_id, safe='')}", "DELETE")
+        ask(server, f"/quarantine/{quote(item_id, safe='')}", "DELETE")
         console.print(f"{item_id} is again as PostgreSQL has it.", markup=False)
 
     return _told(tell)

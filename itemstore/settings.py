@@ -22,10 +22,11 @@ _DEFAULTS: Final = Options()
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 #: Shown as set or not set, never in full.
-SECRET: Final = frozenset({"DATABASE_URL", "DATABASE_UNPOOLED_URL"})
+SECRET: Final = frozenset({"DATABASE_URL", "DATABASE_UNPOOLED_URL", "API_KEY", "JWT_SECRET"})
 
 
-def _seconds(value: Any) -> Any:
+def seconds(value: Any) -> float:
+    """The time, as settings write it: 90d. Raises ValueError."""
     match = _DURATION.fullmatch(str(value).strip().lower())
     if match is None:
         raise ValueError("not a time")
@@ -36,7 +37,11 @@ def _lower(value: Any) -> Any:
     return value.strip().lower() if isinstance(value, str) else value
 
 
-Seconds = Annotated[float, BeforeValidator(_seconds)]
+def _compact(value: Any) -> Any:
+    return "".join(value.lower().split()) if isinstance(value, str) else value
+
+
+Seconds = Annotated[float, BeforeValidator(seconds)]
 
 
 def _setting(default: Any, description: str, allowed: str, **limits: Any) -> Any:
@@ -62,7 +67,10 @@ class Settings(BaseSettings):
         "as DATABASE_URL",
     )
     host: str | None = _setting(
-        None, "The address to listen on. Unset: all, IPv4 and IPv6.", "an address or a host name"
+        None,
+        "The address to listen on. Unset: all, IPv4 and IPv6, if AUTH or API_KEY is set; else this "
+        "machine only.",
+        "an address or a host name",
     )
     port: int = _setting(
         8080, "The port to listen on; 0 for any free one.", "0 to 65535", ge=0, le=65535
@@ -73,6 +81,49 @@ class Settings(BaseSettings):
         "for the embedded database, /var/lib/itemstore for root and ~/.local/share/itemstore for "
         "others, and with DATABASE_URL no journal.",
         "a directory",
+    )
+    auth: Annotated[
+        Literal["none", "keys", "jwt", "keys,jwt", "jwt,keys"] | None, BeforeValidator(_compact)
+    ] = _setting(
+        None,
+        "By what callers show who they are: API keys, JSON Web Tokens, both, or nothing. Unset: "
+        "keys if API_KEY is set, else nothing, which only callers on this machine get.",
+        "none, keys, jwt or keys,jwt",
+    )
+    api_key: str | None = _setting(
+        None,
+        "A key with the role admin, to begin with.",
+        "32 characters or more of A-Z a-z 0-9 . _ ~ + / = -",
+    )
+    jwt_secret: str | None = _setting(
+        None, "What tokens are signed with, for HS256 and its like.", "32 bytes or more"
+    )
+    jwt_jwks_url: str | None = _setting(
+        None,
+        "Where the issuer of tokens publishes its keys, for RS256, ES256 and their like.",
+        "an address that begins with https://",
+    )
+    jwt_algorithms: str | None = _setting(
+        None,
+        "The algorithms that are accepted. Unset: HS256 with JWT_SECRET, RS256 with JWT_JWKS_URL.",
+        "names such as RS256,ES256: HS… with JWT_SECRET, RS…, PS…, ES… and EdDSA with JWT_JWKS_URL",
+    )
+    jwt_audience: str | None = _setting(
+        None, "What a token's aud must name: this store.", "a text, as the issuer writes it"
+    )
+    jwt_issuer: str | None = _setting(
+        None, "What a token's iss must be.", "a text, as the issuer writes it"
+    )
+    jwt_role_claim: str = _setting(
+        "role",
+        "The claim that names the role: read, write or admin; of several the highest counts.",
+        "the name of a claim",
+    )
+    jwt_prefix_claim: str | None = _setting(
+        None,
+        "The claim with the prefix of the ids that the caller is confined to. If set, every token "
+        "must have it.",
+        "the name of a claim",
     )
     skip_items_preload: Annotated[Preload, BeforeValidator(_lower)] = _setting(
         _DEFAULTS.skip_items_preload,

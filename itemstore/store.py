@@ -321,13 +321,15 @@ class ItemStore:
         count: str = "none",
         filters: Filters | None = None,
         fields: Sequence[str] | None = None,
+        hints: bool = True,
     ) -> listing.Page:
         """A page of items, exact: every write accepted before the call is in it.
 
         ``order`` is created, updated, id or a field such as data.price, with a ``-`` before it for
         the other direction; ``prefix`` is what the ids begin with; ``count`` is none, exact or
         estimated; ``filters`` is ``{"data.price": ["gte.10", "lt.20"], "data.status": "eq.open"}``;
-        with ``fields`` the items' data hold only these. docs/queries.md has the whole notation.
+        with ``fields`` the items' data hold only these; docs/queries.md has the whole notation.
+        ``hints``: whether to tell of missing indexes.
         Raises InvalidParameter, InvalidCursor, QueryTooSlow, or DatabaseUnavailable.
         """
         self._check_open()
@@ -336,7 +338,7 @@ class ItemStore:
             limit, order, cursor, prefix, count, filters, fields, time_limit_s
         )
         await self.flush()
-        return await self._lister.page(asked)
+        return await self._lister.page(asked, hints=hints)
 
     async def flush(self) -> None:
         """Returns when everything accepted before the call is committed: the barrier.
@@ -469,13 +471,19 @@ class ItemStore:
     def _decide(self, operation: Write, level: Durability) -> Accepted | None:
         if not self.lease.may_accept():
             return None
-        if operation.id is None:
-            item_id, old = self._ids.take(), None
-            if item_id is None:
-                return None
-        else:
-            item_id, known = operation.id, self.reader.known(operation.id)
+        old = None
+        item_id = operation.id or self._ids.take()
+        if item_id is None:
+            return None
+        if isinstance(operation, Create | Import) and operation.id is None and operation.prefix:
+            item_id = operation.id = operation.prefix + item_id
+            operation.is_named = True
+        if operation.id is not None:
+            known = self.reader.known(item_id)
             if known is UNKNOWN:
+                return None
+            if known is not None and isinstance(operation, Create | Import) and operation.is_named:
+                operation.id = None  # a client chose it: the next one, then
                 return None
             old = known
         text = operation.decide(old)

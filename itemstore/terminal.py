@@ -10,13 +10,16 @@ from itemstore.store import ItemStore
 _REFRESH_S = 0.1
 
 
-def banner(url: str, data: str) -> str:
-    """Where it is, where the data lies, and something to paste."""
+def banner(url: str, data: str, auth: str, reach: str) -> str:
+    """Where it is, where the data lies, who may call, and something to paste."""
+    said = "" if auth == "none" else " -H 'Authorization: Bearer …'"
     return f"""
   itemstore serves   {url}
   the data lies in   {data}
-  try                curl --json '{{"data": {{"name": "Ada"}}}}' -X PUT {url}/items/ada
-                     curl {url}/items/ada
+  who may call       {"anybody" if auth == "none" else f"who has one of: {auth}"}
+  who reaches it     {reach}
+  try                curl --json '{{"data": {{"name": "Ada"}}}}' -X PUT {url}/items/ada{said}
+                     curl {url}/items/ada{said}
 """
 
 

@@ -36,7 +36,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("itemstore")
 
 # Nothing of the developer's own environment may change what the tests do.
-for _name in ("DATABASE_URL", "DATABASE_UNPOOLED_URL", "DATA_DIR", "DURABILITY", "PORT", "HOST"):
+for _name in (
+    "DATABASE_URL",
+    "DATABASE_UNPOOLED_URL",
+    "DATA_DIR",
+    "DURABILITY",
+    "PORT",
+    "HOST",
+    "API_KEY",
+    "AUTH",
+):
     os.environ.pop(_name, None)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1] / "itemstore"
 LAYERS = (
     ("__main__",),
     ("cli",),  # commands
-    ("moving",),  # commands that take long
+    ("keys", "moving"),  # commands that ask a server or its database
     ("indexes", "report", "web"),  # what a person and what a client gets
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
@@ -30,9 +30,13 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "keeper", "lease", "lister", "loader", "watcher"),
+    (
+        *("admission", "allocator", "journaling", "keeper", "keyring", "lease", "lister", "loader"),
+        "watcher",
+    ),
     ("packer",),
-    ("deployment",),
+    ("issuer",),
+    ("access", "deployment"),
     ("database", "settings"),
     ("deadlines",),
     ("accepted", "log", "memory", "options", "process", "tasks"),

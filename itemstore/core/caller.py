@@ -1,4 +1,8 @@
-"""Who sends a request, and what that caller may do."""
+"""Who sends a request, and what that caller may do.
+
+A caller may be confined to the ids that begin with a prefix. To it the store is as if it held no
+other items: ``core/confinement.py``.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,14 @@ from typing import Final
 class Role(IntEnum):
     """What a caller may do; each may do what those before it may."""
 
+    NONE = 0  #: what anybody may
     READ = 1
     WRITE = 2
     ADMIN = 3
+
+
+#: By the names under which keys and tokens give them.
+ROLES: Final = {role.name.lower(): role for role in (Role.READ, Role.WRITE, Role.ADMIN)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,3 +35,5 @@ class Caller:
 
 #: Who calls where nobody is asked.
 ANYBODY: Final = Caller("anybody", Role.ADMIN)
+#: Who calls without saying who it is, where callers are asked.
+NOBODY: Final = Caller("nobody", Role.NONE)

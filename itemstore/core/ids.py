@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-_ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ALPHABET: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+ID_LENGTH: Final = 8
 _HALF: Final = 62**4
 _MASK: Final = 2**64 - 1
 #: Odd constants of SplitMix64 (Steele, Lea, Flood 2014): one step of it mixes each round.
@@ -21,7 +22,7 @@ _MIX: Final = 0xBF58476D1CE4E5B9
 _ROUNDS: Final = 4  # three make a pseudorandom permutation (Luby and Rackoff 1988); one to spare
 
 IDS_MAX: Final = _HALF**2
-_QUADS: Final = tuple(a + b for a in _ALPHABET for b in _ALPHABET)
+_QUADS: Final = tuple(a + b for a in ALPHABET for b in ALPHABET)
 
 
 def scramble(number: int, key: int) -> str:

@@ -42,11 +42,13 @@ KEEP: Final = _Keep.KEEP
 
 @dataclass(slots=True)
 class Create:
-    """A new item; with ``id`` None the store generates one."""
+    """A new item; with ``id`` None the store generates one, which begins with ``prefix``."""
 
     data: Mapping[str, Any] | Encoded
     id: str | None = None
+    prefix: str = ""
     text: Encoded = field(init=False)
+    is_named: bool = field(init=False, default=False)  #: by the store
 
     def __post_init__(self) -> None:
         if self.id is not None:
@@ -141,12 +143,14 @@ class Import:
     ``created_us`` becomes the ``created_at`` of a new item; an item that lives here keeps its own.
     """
 
-    id: str | None  #: None: the store generates one
+    id: str | None  #: None: the store generates one, which begins with ``prefix``
     data: Mapping[str, Any] | Encoded
     created_us: int | None = None
     updated_us: int | None = None
     conflict: Conflict = Conflict.NEWER
+    prefix: str = ""
     text: Encoded = field(init=False)
+    is_named: bool = field(init=False, default=False)  #: by the store
 
     def __post_init__(self) -> None:
         if self.id is not None:

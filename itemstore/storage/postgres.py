@@ -52,10 +52,11 @@ from itemstore.storage import (
     StorageTimeLimit,
     statements,
 )
+from itemstore.storage.key_table import KeyTable
 from itemstore.storage.session import READ_TIMEOUT_S, Session, classify, conninfo
 from itemstore.storage.walk import Walk
 
-SCHEMA_VERSION: Final = 3  # what schema.sql writes into store_meta
+SCHEMA_VERSION: Final = 4  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
@@ -98,6 +99,7 @@ class Postgres:
         )
         self._pool = _pool(conninfo(dsn, f"itemstore reader {instance}"), POOL_MAX)
         self._loaders = _pool(conninfo(dsn, f"itemstore loader {instance}"), LOAD_CONNECTIONS)
+        self.keys = KeyTable(self._read)
 
     async def open(self) -> Found:
         await self._install()

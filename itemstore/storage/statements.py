@@ -409,6 +409,28 @@ INSTALLED_VERSION: Final = "SELECT schema_version FROM store_meta"
 
 IDENTITY: Final = "SELECT store_id, purged_before FROM store_meta"
 
+KEYS_REVISION: Final = "SELECT keys_revision FROM store_meta"
+
+KEYS: Final = """
+SELECT id, digest, name, role, prefix,
+       (extract(epoch FROM created_at) * 1000000)::bigint,
+       (extract(epoch FROM expires_at) * 1000000)::bigint
+  FROM api_keys ORDER BY created_at, id LIMIT %(limit)s
+"""
+
+#: Adding a key again changes nothing. No row, if there are as many as there may be.
+ADD_KEY: Final = """
+INSERT INTO api_keys (id, digest, name, role, prefix, created_at, expires_at)
+SELECT %(id)s, %(digest)s, %(name)s, %(role)s, %(prefix)s,
+       timestamptz '1970-01-01 00:00:00+00' + %(created)s::bigint * interval '1 microsecond',
+       timestamptz '1970-01-01 00:00:00+00' + %(expires)s::bigint * interval '1 microsecond'
+ WHERE (SELECT count(*) FROM api_keys) < %(most)s
+    ON CONFLICT (id) DO UPDATE SET digest = excluded.digest WHERE api_keys.digest = excluded.digest
+RETURNING id
+"""
+
+REMOVE_KEY: Final = "DELETE FROM api_keys WHERE id = %(id)s RETURNING id"
+
 #: Two instances starting at once must not make the same table twice.
 SCHEMA_LOCK: Final = "SELECT pg_advisory_xact_lock(7516193);"
 

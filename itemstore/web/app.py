@@ -9,27 +9,43 @@ from typing import Final, NamedTuple
 from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
-from itemstore.core.caller import ANYBODY, Role
-from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
+from itemstore.core.caller import NOBODY, Role
+from itemstore.errors import Forbidden, ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
-from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web import (
+    access,
+    bulk,
+    items,
+    keys,
+    problems,
+    quarantine,
+    requests,
+    streams,
+    system,
+    traffic,
+)
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Route(NamedTuple):
-    """``role`` is the least its caller has; None: anybody may call it."""
+    """``role`` is the least its caller has; None: anybody may call it.
+
+    ``is_whole``: it is about the whole store, and not for who is confined to a prefix.
+    """
 
     method: str
     path: str
     handler: Handler
     kind: Kind
     role: Role | None
+    is_whole: bool = False
 
 
 _ITEM: Final = "/items/{id:(?s:.+)}"
 _PARKED: Final = "/quarantine/{id:(?s:.+)}"
+_KEY: Final = "/keys/{id:(?s:.+)}"
 
 #: docs/api.md describes each, which a test compares. GET answers HEAD too.
 ROUTES: Final = (
@@ -47,23 +63,31 @@ ROUTES: Final = (
     Route("GET", _PARKED, quarantine.get_parked, Kind.HEAVY, Role.ADMIN),
     Route("POST", _PARKED, quarantine.retry, Kind.HEAVY, Role.ADMIN),
     Route("DELETE", _PARKED, quarantine.discard, Kind.HEAVY, Role.ADMIN),
+    Route("POST", "/keys", keys.create_key, Kind.HEAVY, Role.ADMIN),
+    Route("GET", "/keys", keys.list_keys, Kind.HEAVY, Role.ADMIN),
+    Route("DELETE", _KEY, keys.revoke_key, Kind.HEAVY, Role.ADMIN),
     Route("GET", "/livez", system.livez, Kind.SYSTEM, None),
     Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
-    Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.ADMIN),
-    Route("GET", "/metrics", system.prometheus, Kind.SYSTEM, Role.ADMIN),
+    Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.READ, is_whole=True),
+    Route("GET", "/metrics", system.prometheus, Kind.SYSTEM, Role.READ, is_whole=True),
 )
 
 _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for each in ROUTES}
 
+#: The least role of each route that asks for one.
+ROLE_OF: Final = {route: each.role for route, each in _ROUTES.items() if each.role is not None}
+
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
 
 
-def make_app(store: ItemStore) -> web.Application:
-    """The application over a store, which may still be starting."""
+def make_app(store: ItemStore, guard: access.Guard | None = None) -> web.Application:
+    """The application over a store, which may still be starting; without a guard, for anybody."""
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
+    app[access.GUARD] = guard or access.Guard()
+    app.cleanup_ctx.append(access.running)
     app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
     app[streams.STREAMS] = streams.Streams()
@@ -81,6 +105,17 @@ def route_of(request: web.Request) -> Route | None:
     return _ROUTES.get((method, resource.canonical)) if resource else None
 
 
+async def _admit(request: web.Request) -> None:
+    """Raises Unauthenticated, Forbidden, Unavailable."""
+    route = route_of(request)
+    if route is not None:
+        await access.admit(request, route.role, is_whole=route.is_whole)
+        return
+    request[requests.CALLER] = NOBODY
+    if request.match_info.http_exception is None:  # a route that says nothing of its role
+        raise Forbidden("Nobody may call this.")
+
+
 async def _expect(request: web.Request) -> web.StreamResponse | None:
     """Invites a body (100 Continue) only if it will be read."""
     if request.version < HttpVersion11:  # to be ignored there: RFC 9110, section 10.1.1
@@ -88,6 +123,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     started = time.perf_counter()
     error: ItemStoreError | None = None
     try:
+        await _admit(request)
         if request.headers[hdrs.EXPECT].lower() != "100-continue":
             raise MalformedRequest("Expect is 100-continue; leave anything else out.")
         if request.path != "/import":  # of any length
@@ -113,8 +149,8 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
     request_id = request[streams.REQUEST_ID] = _id_of(request)
-    request[requests.CALLER] = ANYBODY
     try:
+        await _admit(request)
         response = await handler(request)
     except ItemStoreError as error:
         response = problems.response(error, request_id)

@@ -13,9 +13,13 @@ from aiohttp import hdrs, web
 
 from itemstore import bulk
 from itemstore.bulk import Entry, Importing, Result
+from itemstore.core.caller import Caller
+from itemstore.core.confinement import narrowed, permitted
 from itemstore.core.item import Item, check_id
 from itemstore.core.lines import LINE_MAX_BYTES, Line, Lines
+from itemstore.core.listing import understand
 from itemstore.core.operation import Conflict
+from itemstore.core.query import Filters
 from itemstore.errors import BodyTooLarge, InvalidId, InvalidParameter, ItemStoreError
 from itemstore.tasks import in_turns
 from itemstore.web import columns, problems, requests
@@ -28,6 +32,7 @@ EXPORT_PARAMETERS: Final = frozenset({"prefix", "after", "order", "format", "fie
 ITEMS_AT_ONCE: Final = 50  # written: about 1 ms of the event loop
 
 Written = Callable[[Sequence[Item]], bytes]
+Parse = Callable[[Line], Entry | None]
 
 
 # --- in
@@ -50,14 +55,15 @@ async def import_items(request: web.Request) -> web.StreamResponse:
         try:
             # A proxy that gathers the answer would keep the confirmations to itself.
             await stream.begin(requests.NDJSON[0], Durability=level, X_Accel_Buffering="no")
-            await _import(request, stream, Importing(store, level), lines, conflict)
+            parse = partial(_entry, request[requests.CALLER], conflict)
+            await _import(request, stream, Importing(store, level), lines, parse)
         except OSError as error:  # nobody takes the results
             stream.cut(error)
     return stream.response
 
 
 async def _import(
-    request: web.Request, stream: Stream, importing: Importing, lines: Lines, conflict: Conflict
+    request: web.Request, stream: Stream, importing: Importing, lines: Lines, parse: Parse
 ) -> None:
     """Sends the results, and in the last line what they come to and why it ended, if too early."""
 
@@ -66,7 +72,7 @@ async def _import(
 
     error: ItemStoreError | None = None
     try:
-        await importing.run(_entries(stream, lines, conflict), tell)
+        await importing.run(_entries(stream, lines, parse), tell)
     except ItemStoreError as reason:
         error = reason
     except OSError:
@@ -81,11 +87,8 @@ async def _import(
     await stream.send(orjson.dumps(end | {"done": error is None}) + b"\n")
 
 
-async def _entries(
-    stream: Stream, lines: Lines, conflict: Conflict
-) -> AsyncIterator[Sequence[Entry]]:
+async def _entries(stream: Stream, lines: Lines, parse: Parse) -> AsyncIterator[Sequence[Entry]]:
     """The lines of the body, parsed, in parts."""
-    parse = partial(_entry, conflict)
     async for chunk in stream.chunks():
         split = lines.split(chunk)
         while part := list(islice(split, bulk.PART_LINES_MAX)):
@@ -95,7 +98,7 @@ async def _entries(
             yield [entry]
 
 
-def _entry(conflict: Conflict, line: Line) -> Entry | None:
+def _entry(caller: Caller, conflict: Conflict, line: Line) -> Entry | None:
     """None for an empty line."""
     value: Any = None
     try:
@@ -107,7 +110,7 @@ def _entry(conflict: Conflict, line: Line) -> Entry | None:
         if not line.text or line.text.isspace():
             return None
         value = requests.line(line.text)
-        operation = requests.imported(value, conflict)
+        operation = permitted(caller, requests.imported(value, conflict))
         return Entry(line.number, operation.id, operation)
     except ItemStoreError as error:
         return Entry(line.number, _legible_id(value), error)
@@ -140,12 +143,7 @@ async def export_items(request: web.Request) -> web.StreamResponse:
     parameters, filters = requests.list_query(request, EXPORT_PARAMETERS)
     _choice(parameters, "order", ("id",))
     content_type, head, written = _form(request, parameters)
-    pages = bulk.export(
-        request.app[STORE],
-        prefix=parameters.get("prefix", ""),
-        filters=filters,
-        after=parameters.get("after"),
-    )
+    pages = _pages(request, parameters.get("prefix", ""), filters, parameters.get("after"))
     with request.app[STREAMS].one(request) as stream:
         try:
             page = await anext(pages, None)  # what fails here is an answer like any other
@@ -165,6 +163,27 @@ async def export_items(request: web.Request) -> web.StreamResponse:
             log = request.app[STORE].log
             stream.cut(problems.internal(log, request[REQUEST_ID], request.path))
     return stream.response
+
+
+def _pages(
+    request: web.Request, prefix: str, filters: Filters, after: str | None
+) -> AsyncIterator[list[Item]]:
+    """The pages as ``bulk.export`` has them; to a confined caller without others' items."""
+    caller = request[requests.CALLER]
+    own = narrowed(caller, prefix)
+    if own is None:
+        return _no_pages(prefix, filters, after)
+    return bulk.export(
+        request.app[STORE], prefix=own, filters=filters, after=after, hints=not caller.prefix
+    )
+
+
+async def _no_pages(prefix: str, filters: Filters, after: str | None) -> AsyncIterator[list[Item]]:
+    """Nothing, unless what is asked for cannot be understood: then that."""
+    if after is not None:
+        check_id(after)
+    understand(prefix=prefix, filters=filters)
+    yield []
 
 
 async def _send(stream: Stream, page: Sequence[Item], written: Written) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -9,15 +10,17 @@ import orjson
 from aiohttp import hdrs, web
 
 from itemstore.core.condition import etag
+from itemstore.core.confinement import check_reach, narrowed, permitted
 from itemstore.core.field import split_fields
 from itemstore.core.item import Item
-from itemstore.core.listing import LIMIT_DEFAULT
+from itemstore.core.listing import LIMIT_DEFAULT, Page, understand
 from itemstore.core.operation import Delete, Get, Operation
 from itemstore.core.selection import parse_fields
 from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
 from itemstore.tasks import in_turns
 from itemstore.web import problems, requests
+from itemstore.web.requests import CALLER
 
 ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
 STORE: Final = web.AppKey("store", ItemStore)
@@ -36,6 +39,7 @@ async def get_item(request: web.Request) -> web.Response:
     item_id = requests.item_id(request)
     requests.query(request, ())
     store = request.app[STORE]
+    check_reach(request[CALLER], item_id)
     item = await store.get(item_id)
     if item is None:
         raise ItemNotFound(f"There is no item {item_id!r}.")
@@ -54,7 +58,8 @@ async def create_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    item = await store.write(requests.create(await requests.json_body(request)), level)
+    operation = requests.create(await requests.json_body(request))
+    item = await store.write(permitted(request[CALLER], operation), level)
     return _answer(item, durability=level)
 
 
@@ -63,8 +68,9 @@ async def put_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
-    body = await requests.json_body(request)
-    return _answer(await store.write(requests.put(body, item_id, when), level), durability=level)
+    operation = requests.put(await requests.json_body(request), item_id, when)
+    item = await store.write(permitted(request[CALLER], operation), level)
+    return _answer(item, durability=level)
 
 
 async def patch_item(request: web.Request) -> web.Response:
@@ -73,7 +79,9 @@ async def patch_item(request: web.Request) -> web.Response:
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
     body = await requests.json_body(request, requests.MERGE_PATCH)
-    return _answer(await store.write(requests.patch(body, item_id, when), level), durability=level)
+    operation = requests.patch(body, item_id, when)
+    item = await store.write(permitted(request[CALLER], operation), level)
+    return _answer(item, durability=level)
 
 
 async def delete_item(request: web.Request) -> web.Response:
@@ -81,7 +89,8 @@ async def delete_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level = store.level(requests.durability(request))
-    await store.delete(item_id, when=requests.condition(request), durability=level)
+    operation = Delete(item_id, requests.condition(request))
+    await store.write(permitted(request[CALLER], operation), level)
     return web.Response(status=204, headers={"Durability": level})
 
 
@@ -91,7 +100,8 @@ async def list_items(request: web.Request) -> web.Response:
     fields = parameters.get("fields")
     selected = None if fields is None else split_fields(fields)
     try:
-        page = await request.app[STORE].list(
+        page = await _page(
+            request,
             limit=requests.integer("limit", parameters.get("limit", str(LIMIT_DEFAULT))),
             order=parameters.get("order", "created"),
             cursor=parameters.get("cursor"),
@@ -116,6 +126,21 @@ async def list_items(request: web.Request) -> web.Response:
     return web.Response(body=body, content_type="application/json", headers=headers)
 
 
+async def _page(request: web.Request, *, prefix: str, count: str, **asked: Any) -> Page:
+    """The page of a list; to a confined caller as if there were no others' items.
+
+    An estimate, and which indexes are missing, would depend on those.
+    """
+    caller = request[CALLER]
+    own = narrowed(caller, prefix)
+    if own is None:
+        understand(prefix=prefix, count=count, **asked)
+        return Page([], None, None if count == "none" else 0)
+    if caller.prefix and count == "estimated":
+        count = "exact"
+    return await request.app[STORE].list(prefix=own, count=count, hints=not caller.prefix, **asked)
+
+
 LIST_PARAMETERS: Final = frozenset({"limit", "cursor", "order", "prefix", "count", "fields"})
 
 
@@ -127,7 +152,8 @@ async def batch(request: web.Request) -> web.Response:
     body = await requests.json_body(
         request, limit=requests.BATCH_BODY_MAX_BYTES, depth=requests.BATCH_LEVELS
     )
-    given = await in_turns(requests.operation_or_error, requests.operations(body))
+    parse = partial(requests.operation_or_error, request[CALLER])
+    given = await in_turns(parse, requests.operations(body))
     outcomes = iter(
         await store.batch(
             [each for each in given if not isinstance(each, ItemStoreError)], durability=level

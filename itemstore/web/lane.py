@@ -25,6 +25,7 @@ from urllib.parse import quote
 import orjson
 
 from itemstore.core.condition import Condition
+from itemstore.core.confinement import permitted
 from itemstore.core.data import loads
 from itemstore.core.item import ID_MAX_BYTES, Item, envelope, version_of
 from itemstore.core.operation import Create, Put
@@ -33,6 +34,8 @@ from itemstore.options import Durability
 from itemstore.reader import UNKNOWN
 from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
+from itemstore.web.access import Guard
+from itemstore.web.app import ROLE_OF
 
 CHUNK_MAX_BYTES: Final = 64 * 1024
 HEAD_MAX_BYTES: Final = 2_048
@@ -61,6 +64,11 @@ _PROBLEM: Final = (
 )
 
 
+#: As the ordinary routes have them; PUT and POST have the same one.
+_READS: Final = ROLE_OF["GET", "/items/{id}"]
+_WRITES: Final = max(ROLE_OF["PUT", "/items/{id}"], ROLE_OF["POST", "/items"])
+
+
 class Head(NamedTuple):
     """What the headers of a request say, as far as the lane wants to know."""
 
@@ -69,6 +77,7 @@ class Head(NamedTuple):
     durability: str | None
     request_id: str | None
     railway_request_id: str | None
+    authorization: str | None
 
 
 class Asked(NamedTuple):
@@ -92,9 +101,10 @@ class Pending(NamedTuple):
 class Lane:
     """Answers for one store."""
 
-    def __init__(self, store: ItemStore, served: traffic.Traffic) -> None:
+    def __init__(self, store: ItemStore, served: traffic.Traffic, guard: Guard) -> None:
         self._store = store
         self._traffic = served
+        self._guard = guard
         self._heads: dict[bytes, Head | None] = {}
         self._second, self._date = 0, b""
 
@@ -140,7 +150,9 @@ class Lane:
         head, store = self._head(block), self._store
         if head is None or head.length or head.when.if_match is not None or not _is_plain(in_path):
             return None
-        item_id = in_path.decode()
+        item_id, caller = in_path.decode(), self._guard.seen(head.authorization)
+        if caller is None or caller.role < _READS or not item_id.startswith(caller.prefix):
+            return None
         asked = Asked(
             method,
             f"/items/{item_id}",
@@ -172,7 +184,9 @@ class Lane:
         head = self._head(block)
         if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
             return None
-        store = self._store
+        store, caller = self._store, self._guard.seen(head.authorization)
+        if caller is None or caller.role < _WRITES:
+            return None
         try:
             level, value = store.level(head.durability), loads(body)
             operation: Create | Put
@@ -183,7 +197,7 @@ class Lane:
                 item_id = in_path.decode()
                 method, path, route = "PUT", f"/items/{item_id}", "PUT /items/{id}"
                 operation = requests.put(value, item_id, head.when)
-            accepted = store.accept_now(operation, level)
+            accepted = store.accept_now(permitted(caller, operation), level)
         except ItemStoreError:
             return None  # nothing was changed, and the ordinary route says what is wrong
         request_id = traffic.request_id(head.request_id, head.railway_request_id)
@@ -259,6 +273,7 @@ def _parse(block: bytes) -> Head | None:
         fields.get("durability"),
         fields.get("x-request-id"),
         fields.get("x-railway-request-id"),
+        fields.get("authorization"),
     )
 
 

@@ -42,6 +42,8 @@ def response(error: ItemStoreError, request_id: str) -> web.Response:
     headers: dict[str, str] = {hdrs.CACHE_CONTROL: "no-store"}
     if error.retry_after_s is not None:
         headers[hdrs.RETRY_AFTER] = str(error.retry_after_s)
+    if error.challenge is not None:
+        headers[hdrs.WWW_AUTHENTICATE] = error.challenge
     answer = web.Response(
         status=error.status,
         body=orjson.dumps(problem(error, request_id)),

@@ -12,6 +12,7 @@ from aiohttp import hdrs, web
 
 from itemstore.core.caller import Caller
 from itemstore.core.condition import Condition
+from itemstore.core.confinement import permitted
 from itemstore.core.data import Encoded, encode_parsed, loads
 from itemstore.core.field import is_field
 from itemstore.core.item import ID_MAX_BYTES, check_id, microseconds
@@ -270,10 +271,10 @@ def operations(value: Any) -> list[Any]:
     return given
 
 
-def operation_or_error(value: Any) -> Operation | ItemStoreError:
-    """An operation, or what is wrong with it."""
+def operation_or_error(caller: Caller, value: Any) -> Operation | ItemStoreError:
+    """An operation, or what is wrong with it, or why the caller may not do it."""
     try:
-        return _operation(value)
+        return permitted(caller, _operation(value))
     except ItemStoreError as error:
         return error
 

@@ -17,16 +17,20 @@ from contextlib import AsyncExitStack, closing
 from typing import Any, Final
 
 from aiohttp import web
+from structlog.typing import FilteringBoundLogger
 
 from itemstore import terminal
+from itemstore.access import Access, access
 from itemstore.database import database, default_data_dir
 from itemstore.deployment import journal_dir
 from itemstore.errors import StartupError
+from itemstore.keyring import Keyring
 from itemstore.log import LineWriter, server_logger
 from itemstore.settings import Settings
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.web.access import GUARD, Guard
 from itemstore.web.app import make_app
 from itemstore.web.connection import Connection
 from itemstore.web.items import STORE
@@ -51,14 +55,16 @@ async def serve(settings: Settings) -> int:
     log, lines = server_logger(settings.log_level, settings.log_format)
     try:
         async with AsyncExitStack() as stack:
-            sock = stack.enter_context(closing(listening_socket(settings.host, settings.port)))
+            allowed = access(settings)
+            sock = stack.enter_context(closing(listening_socket(allowed.host, settings.port)))
             dsn = await stack.enter_async_context(
                 database(settings.database_url, settings.embedded_dir)
             )
             options = settings.options(journal_dir(settings))
-            store = ItemStore(_storage(dsn, settings), options, log=log)
+            storage = _storage(dsn, settings)
+            store = ItemStore(storage, options, log=log)
             runner = web.AppRunner(
-                make_app(store),
+                make_app(store, _guard(allowed, storage, log)),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -66,7 +72,7 @@ async def serve(settings: Settings) -> int:
             listener = await listen(runner, sock, fast_lane=settings.fast_lane)
             stopping = _Stopping()
             try:
-                await _run(store, _Place(settings, sock), lines, stopping)
+                await _run(store, _Place(settings, allowed, sock), lines, stopping)
             finally:
                 drain = _drain(store, runner, listener, settings.shutdown_timeout, stopping)
                 left = await drain
@@ -78,8 +84,9 @@ async def serve(settings: Settings) -> int:
 class _Place:
     """Where the server is reached and where its data lies, in words."""
 
-    def __init__(self, settings: Settings, sock: socket.socket) -> None:
+    def __init__(self, settings: Settings, allowed: Access, sock: socket.socket) -> None:
         self.url = f"http://{settings.host or 'localhost'}:{sock.getsockname()[1]}"
+        self.auth, self.reach = allowed.auth, allowed.reach
         self.data = (
             "the database of DATABASE_URL"
             if settings.database_url
@@ -92,6 +99,15 @@ def _storage(dsn: str, settings: Settings) -> Postgres:
         return Postgres(dsn, direct_dsn=settings.database_unpooled_url)
     except StorageError as error:
         raise StartupError(str(error)) from error
+
+
+def _guard(allowed: Access, storage: Postgres, log: FilteringBoundLogger) -> Guard:
+    tokens = None
+    if allowed.issuer is not None:
+        from itemstore.issuer import Tokens  # here: who takes no tokens needs no cryptography
+
+        tokens = Tokens(allowed.issuer, log)
+    return Guard(allowed, Keyring(storage.keys, log), tokens)
 
 
 class _Stopping:
@@ -121,9 +137,16 @@ async def _run(store: ItemStore, place: _Place, lines: LineWriter, stopping: _St
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         if start.done():
             start.result()
-            store.log.info("serving", url=place.url, data=place.data, lease=store.lease.state)
+            store.log.info(
+                "serving",
+                url=place.url,
+                data=place.data,
+                lease=store.lease.state,
+                auth=place.auth,
+                reach=place.reach,
+            )
             if lines.is_console:
-                lines.msg(terminal.banner(place.url, place.data))
+                lines.msg(terminal.banner(place.url, place.data, place.auth, place.reach))
             tasks.append(asyncio.create_task(terminal.show_preload(store)))
             await asyncio.wait([stop, failure], return_when=asyncio.FIRST_COMPLETED)
     finally:
@@ -140,7 +163,8 @@ async def listen(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
-    lane = Lane(runner.app[STORE], runner.app[TRAFFIC]) if fast_lane else None
+    app = runner.app
+    lane = Lane(app[STORE], app[TRAFFIC], app[GUARD]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(

@@ -9,7 +9,7 @@ from aiohttp import hdrs, web
 
 from itemstore import metrics
 from itemstore.store import ItemStore
-from itemstore.web import requests
+from itemstore.web import access, requests
 from itemstore.web.items import STORE
 from itemstore.web.traffic import Traffic
 
@@ -26,7 +26,8 @@ async def readyz(request: web.Request) -> web.Response:
     """200 as soon as answers are exact: also of a standby, in a preload, with PostgreSQL away."""
     requests.query(request, ())
     store = request.app[STORE]
-    return momentary(state(store), status=200 if store.is_ready else 503)
+    told = state(store) if await access.is_told_all(request) else {"ready": store.is_ready}
+    return momentary(told, status=200 if store.is_ready else 503)
 
 
 def state(store: ItemStore) -> dict[str, Any]:

@@ -25,6 +25,9 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from itemstore import errors
+from itemstore.access import Access
+from itemstore.issuer import Tokens
+from itemstore.keyring import Keyring
 from itemstore.log import LineWriter, server_logger
 from itemstore.options import Options
 from itemstore.storage import Storage
@@ -32,6 +35,7 @@ from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import requests
 from itemstore.web import server as web_server
+from itemstore.web.access import Guard
 from itemstore.web.app import make_app
 from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.system import TRAFFIC
@@ -282,6 +286,7 @@ class Service:
     traffic: Traffic
     streams: Streams
     writer: LineWriter
+    keyring: Keyring | None
     _log: io.StringIO
     _connections: AsyncExitStack = field(default_factory=AsyncExitStack)
     #: How many mistakes of the server the test provokes.
@@ -328,16 +333,19 @@ async def service_over(
     *,
     start: bool = True,
     stream: io.StringIO | None = None,
+    access: Access | None = None,
+    tokens: Tokens | None = None,
 ) -> AsyncIterator[Service]:
     """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
     stream = stream or io.StringIO()
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
-    app = make_app(store)
+    keyring = Keyring(storage.keys, log) if isinstance(storage, Postgres) else None
+    app = make_app(store, Guard(access, keyring, tokens))
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
-            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, stream)
+            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, keyring, stream)
             async with service._connections:
                 if start:
                     await store.start(30.0)

@@ -39,7 +39,7 @@ SAMPLE: Final = re.compile(
       | (?P<epoch>(?<="epoch":)\d{10})
       | (?P<request>(?<!\w)[0-9a-f]{8}-\d+)
       | (?P<cursor>Wy[A-Za-z0-9_-]{20,})
-      | (?P<id>(?<=items/|"id":")[0-9A-Za-z]{8}(?=\W|$))
+      | (?P<id>(?<=items/|/keys/|"id":")[0-9A-Za-z]{8}(?=\W|$))
       | (?P<gap>…)
     """,
     re.VERBOSE,
