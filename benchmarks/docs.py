@@ -18,6 +18,7 @@ from benchmarks import (
     charts,
     cities,
     growth_tables,
+    guarded,
     importing,
     memory,
     peers,
@@ -46,6 +47,7 @@ BENCHMARKS: Final = {
     "bounded": bounded,
     "preloading": preloading,
     "variants": variants,
+    "guarded": guarded,
     "scaling": growth_tables,
 }
 

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Final, Literal
 from urllib.parse import quote
 
 from rich.console import Console
@@ -231,7 +231,8 @@ class _Staying(urllib.request.HTTPRedirectHandler):
         return None
 
 
-_opener = urllib.request.build_opener(_Staying)
+#: Opens addresses to which a token goes along.
+OPENER: Final = urllib.request.build_opener(_Staying)
 
 
 def ask(server: Server, path: str, method: str = "GET", value: Any = None) -> Any:
@@ -245,7 +246,7 @@ def ask(server: Server, path: str, method: str = "GET", value: Any = None) -> An
             headers["Authorization"] = f"Bearer {server.token}"
         body = None if value is None else json.dumps(value).encode()
         request = urllib.request.Request(target, body, headers, method=method)  # noqa: S310 - checked
-        with _opener.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
+        with OPENER.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
             return json.loads(answer.read() or b"null")
     except urllib.error.HTTPError as error:
         raise NoAnswer(_problem(error)) from error

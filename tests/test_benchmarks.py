@@ -22,6 +22,7 @@ from benchmarks import (
     data,
     docs,
     growth,
+    guarded,
     importing,
     kinds,
     latency,
@@ -122,6 +123,17 @@ def test_every_variant_of_the_server_answers(run: Run, tmp_path: Path) -> None:
     assert set(values) == set(variants.VARIANTS)
     assert all(each["get_per_s"][0] > 0 < each["put_per_s"][0] for each in values.values())
     assert svg.read_bytes().startswith(b"<?xml")
+
+
+@pytest.mark.skipif(not wrk.is_installed(), reason="install wrk")
+def test_guarded_measures_both(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "guarded.json"
+    done = run("guarded", "--items", ITEMS, "--runs", 2, "--json", file)
+    values = measured(done, file)
+    assert {guarded.OPEN, guarded.GUARDED} == set(values)
+    assert all(len(each["get_per_s"]) == 2 for each in values.values())
+    assert 0 < values[guarded.GUARDED]["look_up_ns"][0]
+    assert "as a share" in done.stdout
 
 
 @pytest.mark.skipif(not wrk.is_installed(), reason="install wrk")

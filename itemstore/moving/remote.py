@@ -24,6 +24,7 @@ from itemstore.moving.mapping import microseconds
 from itemstore.moving.record import Record, Rejected, Row
 from itemstore.moving.source import Source
 from itemstore.moving.text import lines
+from itemstore.report import OPENER
 
 ATTEMPTS: Final = 6  # without progress; with the pauses between them half a minute
 PAUSE_S: Final = 1.0
@@ -74,7 +75,7 @@ class Remote:
         body = io.BytesIO(b"".join(map(line, rows)))
         asked = {"conflict": str(self._conflict)}
         async with self._session.post(
-            self._url, params=asked, data=body, headers=self._headers
+            self._url, params=asked, data=body, headers=self._headers, allow_redirects=False
         ) as answer:
             if answer.status >= 500:
                 raise aiohttp.ClientError(await _problem(answer))
@@ -168,7 +169,7 @@ class ServerItems(Source):
             f"{self._url}?{urlencode(asked)}", headers=self._headers
         )
         try:
-            answer = urllib.request.urlopen(request, timeout=SILENCE_MAX_S)  # noqa: S310
+            answer = OPENER.open(request, timeout=SILENCE_MAX_S)
         except urllib.error.HTTPError as error:
             if error.code >= 500:
                 raise

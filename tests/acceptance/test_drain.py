@@ -252,7 +252,7 @@ REFUSED = {
     "no directory": ({}, "no directory for data is configured"),
     "in memory": ({"DATA_DIR": str(SHM)}, "lies in memory (tmpfs"),
     "Railway": (
-        {"RAILWAY_ENVIRONMENT_NAME": "production", "DATA_DIR": "/data"},
+        {"RAILWAY_ENVIRONMENT_NAME": "production", "DATA_DIR": "/data", "AUTH": "none"},
         "a Railway container's own disk is gone with the next deploy",
     ),
     "beside Railway's volume": (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from typing import Any, Final
 
 import aiohttp
@@ -16,6 +17,7 @@ from itemstore import keyring as keyring_module
 from itemstore.core.apikey import compose
 from itemstore.core.caller import Role
 from itemstore.errors import Unauthenticated
+from itemstore.issuer import Believed, Tokens
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import access as access_module
@@ -23,7 +25,8 @@ from itemstore.web.access import Guard
 from itemstore.web.app import ROUTES, make_app
 from tests.conftest import _FOUND
 from tests.sql import make_database, query
-from tests.stores import Gated, soon, until
+from tests.stores import Gated, Logged, soon, until
+from tests.test_issuer import OTHER, SYMMETRIC, signed
 from tests.web.callers import API_KEY, KEYS, Calling, admin, caller
 from tests.web.conftest import Answer, Api, Service, head, request, service_over, serving
 
@@ -231,7 +234,10 @@ BAD_KEYS: Final[tuple[Any, ...]] = (
     *({"name": "a", "role": "read", "prefix": "\x01"}, {"name": "a", "role": "read", "prefix": 1}),
     {"name": "a", "role": "read", "prefix": "a" * 505},
     {"name": "a", "role": "read", "expires_at": "2020-01-01T00:00:00Z"},
-    *({"name": "a", "role": "read", "expires_at": each} for each in ("soon", 1, "2027-01-31", [])),
+    *(
+        {"name": "a", "role": "read", "expires_at": "soon"},
+        {"name": "a", "role": "read", "expires_at": 1},
+    ),
 )
 
 
@@ -386,3 +392,67 @@ async def test_before_the_keys_are_read_nobody_is_told_that_his_is_wrong(dsn: st
         (await admin(service.api)("GET", "/items/a")).is_problem(503, "starting")
         await soon(service.store.start(30.0))
         (await Calling(service.api, STRANGE)("GET", "/items/a")).is_problem(401, "unauthenticated")
+
+
+# --- tokens
+
+
+async def test_tokens_and_keys_let_in_side_by_side(dsn: str) -> None:
+    """AUTH=keys,jwt: each by what it is, confined alike, seen by the lane alike."""
+    both = replace(KEYS, issuer=replace(SYMMETRIC, prefix_claim="tenant"))
+    tokens = Tokens(both.issuer, Logged().log) if both.issuer else None
+    async with service_over(Postgres(dsn), access=both, tokens=tokens) as service:
+        ada = Calling(service.api, signed(tenant="ada/", role="write"))
+        bob = Calling(service.api, signed(tenant="bob/", role="read", sub="bob"))
+        for _ in range(2):  # unseen, and seen
+            assert 200 <= (await ada("PUT", "/items/ada%2F1", {"data": {}})).status <= 201
+            (await ada("PUT", "/items/bob%2F1", {"data": {}})).is_problem(403, "forbidden")
+            (await bob("GET", "/items/ada%2F1")).is_problem(404, "item_not_found")
+            (await bob("PUT", "/items/bob%2F1", {"data": {}})).is_problem(403, "forbidden")
+            (await Calling(service.api, signed(OTHER))("GET", "/items/x")).is_problem(
+                401, "unauthenticated"
+            )
+        assert 200 == (await admin(service.api)("GET", "/items/ada%2F1")).status
+        confined = await caller(service, Role.READ, "ada/")
+        assert 200 == (await confined("GET", "/items/ada%2F1")).status
+        no_role = Calling(service.api, signed(tenant="", role="none"))
+        (await no_role("GET", "/items/x")).is_problem(403, "forbidden")
+
+
+async def test_a_token_that_was_seen_is_verified_again() -> None:
+    """At its exp, and after some minutes, for its issuer may have withdrawn the key."""
+    clock, asked = Clock(), []
+
+    class Counted(Tokens):
+        async def verify(self, token: str) -> Believed:
+            asked.append(token)
+            return await super().verify(token)
+
+    access = replace(KEYS, issuer=SYMMETRIC)
+    guard = Guard(access, None, Counted(SYMMETRIC, Logged().log), now_s=clock)
+    short, long = (int(clock.now_s) + s for s in (60, 600))
+    first, second = (f"Bearer {signed(exp=exp)}" for exp in (short, long))
+    for header in (first, second, first, second):
+        await guard.caller(header)
+    assert 2 == len(asked)
+
+    clock.now_s = float(short)
+    assert guard.seen(first) is None
+    assert guard.seen(second) is not None
+    clock.now_s += access_module.RECHECKED_S
+    assert guard.seen(second) is None
+    await guard.caller(second)
+    assert 3 == len(asked)
+
+
+async def test_an_issuer_that_is_away_is_503(dsn: str) -> None:
+    """Keys go on; tokens cannot be judged."""
+    issuer = replace(SYMMETRIC, secret=None, jwks_url="http://127.0.0.1:9/", algorithms=("RS256",))
+    tokens = Tokens(issuer, Logged().log)
+    both = replace(KEYS, issuer=issuer)
+    async with service_over(Postgres(dsn), access=both, tokens=tokens) as service:
+        (await Calling(service.api, signed())("GET", "/items/x")).is_problem(
+            503, "issuer_unavailable"
+        )
+        assert 404 == (await admin(service.api)("GET", "/items/x")).status
+        assert {"ready": True} == (await Calling(service.api, signed())("GET", "/readyz")).json

@@ -1,0 +1,142 @@
+"""What it costs to know who calls: GETs through the fast lane with API keys on, against without.
+
+    python -m benchmarks.guarded [--quick] [--items 10000] [--runs 10]
+
+Two servers over tables of the same items, both running throughout. wrk asks one and then the other
+over 32 connections for random items, and in the next round in the other order. Beside it, how long
+a header that was seen before takes to be recognised, in this process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from timeit import Timer
+from typing import Final
+
+from matplotlib.figure import Figure
+
+from benchmarks import command, wrk
+from benchmarks.apis import ItemsApi
+from benchmarks.client import item_path, request
+from benchmarks.data import load
+from benchmarks.report import Result, Table, environment, ratios, spread
+from benchmarks.requests_file import pack
+from benchmarks.servers import POLL_S, Server, ServerError, database, itemstore, postgres
+from benchmarks.ways import bars
+from benchmarks.workload import Workload
+from itemstore import report
+from itemstore.access import Access
+from itemstore.web.access import Guard
+
+OPEN, GUARDED = "nobody is asked", "API keys"
+ITEMS: Final = 10_000
+CONNECTIONS: Final = 32
+SECONDS: Final = 3.0
+QUICK_SECONDS: Final = 0.2
+LOOK_UPS: Final = 100_000
+HYDRATED_S: Final = 60.0
+
+
+class GuardedApi(ItemsApi):
+    """itemstore's own, with a key."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._token = token
+
+    def get(self, item_id: str, etag: str = "") -> bytes:
+        del etag  # not asked for here
+        return request("GET", item_path(item_id), {"Authorization": f"Bearer {self._token}"})
+
+
+def main() -> None:
+    given = command.parse_size(__doc__, ITEMS)
+    workload, seconds = Workload(given.items), QUICK_SECONDS if given.quick else SECONDS
+    admin = secrets.token_hex(32)
+    with command.progress() as bar, postgres() as server_dsn, ExitStack() as stack:
+        result = Result("guarded", environment(server_dsn))
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        servers = {}
+        for name, settings in ((OPEN, {}), (GUARDED, {"API_KEY": admin})):
+            dsn = stack.enter_context(database(server_dsn))
+            load(dsn, workload.items, items=workload.rows)
+            servers[name] = stack.enter_context(itemstore(dsn, **settings))
+        token = _key(servers[GUARDED], admin)
+        for name, api in ((OPEN, ItemsApi()), (GUARDED, GuardedApi(token))):
+            packed = pack(workload.requests("get", api, servers[name].port))
+            _file(directory, name).write_bytes(packed)
+            _wait_until_hydrated(servers[name], token)
+        task = bar.add_task("measuring", total=given.runs)
+        for number in range(given.runs):
+            order = (OPEN, GUARDED) if number % 2 == 0 else (GUARDED, OPEN)
+            values = {name: _gets(servers[name], _file(directory, name), seconds) for name in order}
+            result.add(workload.items, OPEN, get_per_s=values[OPEN])
+            result.add(workload.items, GUARDED, get_per_s=values[GUARDED], look_up_ns=look_up_ns())
+            bar.advance(task)
+    command.finish(result, tables(result), plot, given)
+
+
+def _file(directory: Path, name: str) -> Path:
+    return directory / name.replace(" ", "-")
+
+
+def _key(server: Server, admin: str) -> str:
+    """A reader's, as a caller has it."""
+    server.wait_for("/readyz")
+    at = report.Server(f"http://127.0.0.1:{server.port}", admin)
+    made = report.ask(at, "/keys", "POST", {"name": "benchmark", "role": "read"})
+    return str(made["key"])
+
+
+def _wait_until_hydrated(server: Server, token: str) -> None:
+    """Strangers are not told."""
+    server.wait_for("/readyz")
+    deadline = time.perf_counter() + HYDRATED_S
+    at = report.Server(f"http://127.0.0.1:{server.port}", token)
+    while not report.ask(at, "/readyz")["hydrated"]:
+        if time.perf_counter() > deadline:
+            raise ServerError(f"{server.name} is not hydrated after {HYDRATED_S:g} s")
+        time.sleep(POLL_S)
+
+
+def _gets(server: Server, requests: Path, seconds: float) -> float:
+    found = wrk.run(
+        server.port, requests, connections=CONNECTIONS, seconds=seconds, start=0, refused=False
+    )
+    return found.per_s
+
+
+def look_up_ns() -> float:
+    """How long a guard takes to know a header that it has seen: the median of several tries."""
+    secret = secrets.token_hex(32)
+    guard = Guard(Access(host=None, keys=True, api_key=secret, issuer=None))
+    header = f"Bearer {secret}"
+    asyncio.run(guard.caller(header))
+    took = sorted(Timer(lambda: guard.seen(header)).repeat(5, LOOK_UPS))
+    return took[2] / LOOK_UPS * 1e9
+
+
+def tables(result: Result) -> list[Table]:
+    [items] = result.sizes()
+    base, guarded = result.of(items, OPEN), result.of(items, GUARDED)
+    share = spread(ratios(guarded["get_per_s"], base["get_per_s"]))
+    rows = [
+        (OPEN, spread(base["get_per_s"]), "", ""),
+        (GUARDED, spread(guarded["get_per_s"]), share, spread(guarded["look_up_ns"])),
+    ]
+    title = f"{items:,} items, {CONNECTIONS} connections"
+    return [Table(title, ("server", "GETs a second", "as a share", "a look-up, ns"), rows)]
+
+
+def plot(result: Result) -> Figure:
+    """GETs a second of both."""
+    return bars(result, [OPEN, GUARDED], "get_per_s", "GETs a second")
+
+
+if __name__ == "__main__":
+    main()
