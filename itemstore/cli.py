@@ -24,6 +24,9 @@ app = typer.Typer(
 _ServerUrl = Annotated[
     str, typer.Option("--url", envvar="ITEMSTORE_URL", help="The running server.")
 ]
+_Token = Annotated[
+    str, typer.Option("--token", envvar="ITEMSTORE_TOKEN", help="Sent to that server.", hidden=True)
+]
 
 
 def main() -> None:
@@ -50,9 +53,17 @@ def stats(url: _ServerUrl = "") -> None:
 @app.command()
 def check() -> None:
     """Check settings, database and platform, and say what to do."""
-    from itemstore import report
+    from itemstore import check
 
-    sys.exit(report.check(_settings()))
+    sys.exit(check.check(_settings()))
+
+
+@app.command()
+def doctor(url: _ServerUrl = "", token: _Token = "") -> None:
+    """Look at a running deployment: what is wrong, why it matters, what to type."""
+    from itemstore import doctor
+
+    sys.exit(doctor.doctor(_settings(), _url(url), token))
 
 
 quarantine = typer.Typer(
@@ -107,9 +118,6 @@ _Format = Annotated[
 ]
 _Server = Annotated[
     str, typer.Option("--server", help="A running server, instead of its database: http://…")
-]
-_Token = Annotated[
-    str, typer.Option("--token", envvar="ITEMSTORE_TOKEN", help="Sent to that server.", hidden=True)
 ]
 
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -27,11 +28,12 @@ from itemstore.settings import Settings
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.surroundings import Surroundings
 from itemstore.web.app import make_app
 from itemstore.web.connection import Connection
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
-from itemstore.web.system import TRAFFIC
+from itemstore.web.numbers import TRAFFIC
 
 #: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
 #: edge keeps them for 60 s.
@@ -56,9 +58,10 @@ async def serve(settings: Settings) -> int:
                 database(settings.database_url, settings.embedded_dir)
             )
             options = settings.options(journal_dir(settings))
-            store = ItemStore(_storage(dsn, settings), options, log=log)
+            storage = _storage(dsn, settings)
+            store = ItemStore(storage, options, log=log)
             runner = web.AppRunner(
-                make_app(store),
+                make_app(store, Surroundings(storage, _data_dir(settings))),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -83,8 +86,15 @@ class _Place:
         self.data = (
             "the database of DATABASE_URL"
             if settings.database_url
-            else f"{settings.embedded_dir or default_data_dir()} (embedded PostgreSQL)"
+            else f"{_data_dir(settings)} (embedded PostgreSQL)"
         )
+
+
+def _data_dir(settings: Settings) -> Path | None:
+    """Where files of ours lie; None if there are none."""
+    if settings.database_url is None:
+        return settings.embedded_dir or default_data_dir()
+    return settings.embedded_dir
 
 
 def _storage(dsn: str, settings: Settings) -> Postgres:
@@ -140,12 +150,14 @@ async def listen(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
-    lane = Lane(runner.app[STORE], runner.app[TRAFFIC]) if fast_lane else None
+    traffic = runner.app[TRAFFIC]
+    lane = Lane(runner.app[STORE], traffic) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(
             manager,
             lane=lane,
+            traffic=traffic,
             loop=loop,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,

@@ -30,11 +30,12 @@ from itemstore.options import Options
 from itemstore.storage import Storage
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.surroundings import Surroundings
 from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.app import make_app
+from itemstore.web.numbers import TRAFFIC
 from itemstore.web.streams import STREAMS, Streams
-from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.conftest import _FOUND
 from tests.sql import make_database
@@ -328,12 +329,13 @@ async def service_over(
     *,
     start: bool = True,
     stream: io.StringIO | None = None,
+    around: Surroundings | None = None,
 ) -> AsyncIterator[Service]:
     """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
     stream = stream or io.StringIO()
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
-    app = make_app(store)
+    app = make_app(store, around)
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
