@@ -22,7 +22,8 @@ from itemstore.storage import Lease, Server, StorageError
 from itemstore.storage.postgres import look
 
 UNREACHABLE: Final = 2  # the exit code
-SHARE_MAX: Final = 0.8  # of connections, disk and room in the queue, as in deploy/alerts.yml
+SHARE_MAX: Final = 0.8  # of connections and disk, as in deploy/alerts.yml
+ROOM_SHARE_MAX: Final = 0.7  # in the write queue: at three quarters writes wait
 MEMORY_SHARE_MAX: Final = 0.9
 DIRTY_AGE_MAX_S: Final = 5.0
 ERROR_SHARE_MAX: Final = 0.01
@@ -263,7 +264,7 @@ _SHARES: Final = (
         "the room for writes (bytes)",
         "itemstore_dirty_bytes",
         "itemstore_dirty_max_bytes",
-        SHARE_MAX,
+        ROOM_SHARE_MAX,
         "see whether PostgreSQL is slow: docs/monitoring.sql, lock_waits and slow_queries",
         "writes wait, and then get 503 overloaded",
     ),
@@ -271,7 +272,7 @@ _SHARES: Final = (
         "the room for writes (items)",
         "itemstore_dirty_items",
         "itemstore_dirty_max_items",
-        SHARE_MAX,
+        ROOM_SHARE_MAX,
         "see whether PostgreSQL is slow: docs/monitoring.sql, lock_waits and slow_queries",
         "writes wait, and then get 503 overloaded",
     ),

@@ -8,12 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from itemstore.options import Options
-from itemstore.storage.postgres import Postgres
-from itemstore.surroundings import Surroundings
 from tests.test_documents import DOCS, anchors, rows, words
 from tests.watching.prometheus import DEPLOY, Rule, needs_promtool, rules
-from tests.web.conftest import make, service_over
+from tests.web.conftest import make
+from tests.web.test_system import everything
 
 RULES = rules()
 
@@ -80,13 +78,9 @@ def test_the_alarms_are_described() -> None:
 @needs_promtool
 async def test_the_names_are_as_prometheus_wants_them(dsn: str, tmp_path: Path) -> None:
     """``promtool check metrics`` has nothing to say of a scrape."""
-    storage = Postgres(dsn)
-    around = Surroundings(storage, tmp_path)
-    options = Options(journal_dir=tmp_path / "journal")
-    async with service_over(storage, options, around=around) as service:
+    async with everything(dsn, tmp_path) as service:
         await make(service.api, "a", durability="commit")
         await service.api("GET", "/items/none")
-        await around.look()
         scraped = (await service.api("GET", "/metrics")).body
     assert b"itemstore_postgres_connections" in scraped
     assert "" == promtool("check", "metrics", text=scraped)

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from itemstore import surroundings
-from itemstore.options import Options
-from itemstore.storage.postgres import Postgres
-from itemstore.surroundings import Surroundings
 from tests.watching.load import under_load
 from tests.watching.prometheus import (
     LIMIT_S,
@@ -23,7 +20,8 @@ from tests.watching.prometheus import (
     rules,
     scraping,
 )
-from tests.web.conftest import Service, service_over
+from tests.web.conftest import Service
+from tests.web.test_system import everything
 
 ASKED = {
     name
@@ -33,12 +31,12 @@ ASKED = {
 
 
 @pytest.fixture
-async def watched(dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+async def watched(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
     """A store with everything there is to be watched: a journal and a disk of its own too."""
     monkeypatch.setattr(surroundings, "LOOK_INTERVAL_S", 0.2)
-    storage = Postgres(dsn)
-    options = Options(journal_dir=tmp_path / "journal")
-    async with service_over(storage, options, around=Surroundings(storage, tmp_path)) as service:
+    async with everything(dsn, tmp_path) as service:
         yield service
 
 

@@ -34,7 +34,7 @@ from itemstore.surroundings import Surroundings
 from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.app import make_app
-from itemstore.web.numbers import TRAFFIC
+from itemstore.web.numbers import AROUND, TRAFFIC
 from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.traffic import Traffic
 from tests.conftest import _FOUND
@@ -282,6 +282,7 @@ class Service:
     api: Api
     traffic: Traffic
     streams: Streams
+    around: Surroundings
     writer: LineWriter
     _log: io.StringIO
     _connections: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -339,7 +340,9 @@ async def service_over(
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
-            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, stream)
+            service = Service(
+                store, port, api, app[TRAFFIC], app[STREAMS], app[AROUND], writer, stream
+            )
             async with service._connections:
                 if start:
                     await store.start(30.0)
