@@ -6,6 +6,7 @@ import http.client
 import json
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from email.message import Message
 from typing import Any, Final, NamedTuple
 
@@ -16,6 +17,14 @@ class NoAnswer(Exception):
     """What the server at the URL did not do, as a person should read it."""
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A running server, and what to show it."""
+
+    url: str
+    token: str = ""
+
+
 class Answer(NamedTuple):
     """What it answered."""
 
@@ -24,16 +33,28 @@ class Answer(NamedTuple):
     body: bytes
 
 
-def get(url: str, path: str, token: str = "", method: str = "GET") -> Answer:
-    """The answer, whatever its status. Raises NoAnswer if there is none."""
-    target = f"{url.rstrip('/')}{path}"
+class _Staying(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: the token is for this server, and would go along to the next."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener: Final = urllib.request.build_opener(_Staying)
+
+
+def get(server: Server, path: str, method: str = "GET", value: Any = None) -> Answer:
+    """The answer, whatever its status; ``value`` is sent as JSON. Raises NoAnswer."""
+    target = f"{server.url.rstrip('/')}{path}"
+    headers = {"Content-Type": "application/json"}
+    if server.token:
+        headers["Authorization"] = f"Bearer {server.token}"
+    body = None if value is None else json.dumps(value).encode()
     try:
         if not target.startswith(("http://", "https://")):
             raise ValueError("it must begin with http:// or https://")
-        request = urllib.request.Request(target, method=method)  # noqa: S310 - checked
-        if token:
-            request.add_unredirected_header("Authorization", f"Bearer {token}")
-        with urllib.request.urlopen(request, timeout=_ANSWER_TIMEOUT_S) as answer:  # noqa: S310 - checked
+        request = urllib.request.Request(target, body, headers, method=method)  # noqa: S310 - checked
+        with _opener.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
             return Answer(answer.status, answer.headers, answer.read())
     except urllib.error.HTTPError as error:
         with error:
@@ -46,13 +67,13 @@ def get(url: str, path: str, token: str = "", method: str = "GET") -> Answer:
         ) from error
 
 
-def ask(url: str, path: str, method: str = "GET", token: str = "") -> Any:
+def ask(server: Server, path: str, method: str = "GET", value: Any = None) -> Any:
     """The answer's JSON, None without a body. Raises NoAnswer, also if it is an error."""
-    answer = get(url, path, token, method)
+    answer = get(server, path, method, value)
     try:
-        value = json.loads(answer.body or b"null")
-        if answer.status < 400:
-            return value
-        raise NoAnswer(str(value["detail"]))
+        said = json.loads(answer.body or b"null")
+        if answer.status < 300:
+            return said
+        raise NoAnswer(str(said["detail"]))
     except (ValueError, KeyError, TypeError):
-        raise NoAnswer(f"{url}{path} answered {answer.status}, which no itemstore says.") from None
+        raise NoAnswer(f"{server.url}{path} answered {answer.status}, and no reason.") from None

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, NoReturn, TypeVar
 
 import typer
 
 from itemstore import __version__, settings
 from itemstore.errors import StartupError
+
+if TYPE_CHECKING:
+    from itemstore.asking import Server
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -25,7 +28,13 @@ _ServerUrl = Annotated[
     str, typer.Option("--url", envvar="ITEMSTORE_URL", help="The running server.")
 ]
 _Token = Annotated[
-    str, typer.Option("--token", envvar="ITEMSTORE_TOKEN", help="Sent to that server.", hidden=True)
+    str,
+    typer.Option(
+        "--token",
+        envvar="ITEMSTORE_TOKEN",
+        help="The key or token for that server; better in ITEMSTORE_TOKEN, which no list of "
+        "processes shows.",
+    ),
 ]
 
 
@@ -43,11 +52,11 @@ def serve() -> None:
 
 
 @app.command()
-def stats(url: _ServerUrl = "") -> None:
+def stats(url: _ServerUrl = "", token: _Token = "") -> None:
     """Show the numbers of a running server."""
     from itemstore import report
 
-    sys.exit(report.stats(_url(url)))
+    sys.exit(report.stats(_server(url, token)))
 
 
 @app.command()
@@ -63,7 +72,7 @@ def doctor(url: _ServerUrl = "", token: _Token = "") -> None:
     """Look at a running deployment: what is wrong, why it matters, what to type."""
     from itemstore import doctor
 
-    sys.exit(doctor.doctor(_settings(), _url(url), token))
+    sys.exit(doctor.doctor(_settings(), _server(url, token)))
 
 
 quarantine = typer.Typer(
@@ -76,33 +85,34 @@ _ItemId = Annotated[str, typer.Argument(help="The item's id.")]
 
 
 @quarantine.command("list")
-def list_parked(url: _ServerUrl = "") -> None:
+def list_parked(url: _ServerUrl = "", token: _Token = "") -> None:
     """Show what is in quarantine, and why."""
     from itemstore import report
 
-    sys.exit(report.quarantine_list(_url(url)))
+    sys.exit(report.quarantine_list(_server(url, token)))
 
 
 @quarantine.command()
-def show(item_id: _ItemId, url: _ServerUrl = "") -> None:
+def show(item_id: _ItemId, url: _ServerUrl = "", token: _Token = "") -> None:
     """Show one of them with its data."""
     from itemstore import report
 
-    sys.exit(report.quarantine_show(_url(url), item_id))
+    sys.exit(report.quarantine_show(_server(url, token), item_id))
 
 
 @quarantine.command()
-def retry(item_id: _ItemId, url: _ServerUrl = "") -> None:
+def retry(item_id: _ItemId, url: _ServerUrl = "", token: _Token = "") -> None:
     """Write it again, once the reason is gone."""
     from itemstore import report
 
-    sys.exit(report.quarantine_retry(_url(url), item_id))
+    sys.exit(report.quarantine_retry(_server(url, token), item_id))
 
 
 @quarantine.command()
 def discard(
     item_id: _ItemId,
     url: _ServerUrl = "",
+    token: _Token = "",
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
 ) -> None:
     """Give the write up: the item is again as PostgreSQL has it."""
@@ -110,7 +120,7 @@ def discard(
 
     if not yes:
         typer.confirm(f"Give up the accepted write of {item_id!r} for good?", abort=True)
-    sys.exit(report.quarantine_discard(_url(url), item_id))
+    sys.exit(report.quarantine_discard(_server(url, token), item_id))
 
 
 _Format = Annotated[
@@ -289,8 +299,10 @@ def _one_of(kind: type[E], given: str, option: str) -> E | None:
     return kind(given) if given else None
 
 
-def _url(url: str) -> str:
-    return url or f"http://localhost:{_settings().port}"
+def _server(url: str, token: str) -> Server:
+    from itemstore.asking import Server
+
+    return Server(url or f"http://localhost:{_settings().port}", token)
 
 
 @app.command()

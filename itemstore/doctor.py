@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
 
-from itemstore.asking import Answer, NoAnswer, get
+from itemstore import asking
+from itemstore.asking import Answer, NoAnswer
 from itemstore.check import mib, platform, server_settings
 from itemstore.finding import Finding, Verdict, console, tell
 from itemstore.settings import Settings
@@ -50,29 +51,30 @@ class Seen:
     server_failure: str = ""  #: why PostgreSQL could not be asked
 
 
-def doctor(settings: Settings, url: str, token: str = "") -> int:
+def doctor(settings: Settings, where: asking.Server) -> int:
     """Prints what it finds, the worst first.
 
     Returns 0 if all is well, 1 if there is something to do, 2 if the server cannot be reached.
     """
     to = console()
     try:
-        seen = asyncio.run(_look(settings, url, token))
+        seen = asyncio.run(_look(settings, where))
     except NoAnswer as reason:
         to.print(str(reason), style="red", markup=False)
         return UNREACHABLE
-    found = sorted(findings(seen, settings, url), key=lambda each: -each.verdict)
+    found = sorted(findings(seen, settings, where.url), key=lambda each: -each.verdict)
     for each in found:
         tell(to, each)
     return int(any(each.verdict > Verdict.OK for each in found))
 
 
-async def _look(settings: Settings, url: str, token: str) -> Seen:
+async def _look(settings: Settings, where: asking.Server) -> Seen:
     """Raises NoAnswer."""
     ready, stats, metrics = [
-        await asyncio.to_thread(get, url, path, token) for path in ("/readyz", "/stats", "/metrics")
+        await asyncio.to_thread(asking.get, where, path)
+        for path in ("/readyz", "/stats", "/metrics")
     ]
-    seen: dict[str, Any] = {"state": _state(ready, url), "clock_s": _clock(ready)}
+    seen: dict[str, Any] = {"state": _state(ready, where.url), "clock_s": _clock(ready)}
     if stats.status == metrics.status == 200:
         seen |= {"numbers": json.loads(stats.body), "samples": _samples(metrics.body.decode())}
     else:

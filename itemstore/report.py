@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from itemstore import finding
-from itemstore.asking import NoAnswer, ask
+from itemstore.asking import NoAnswer, Server, ask
 from itemstore.check import mib
 
 
@@ -28,23 +28,23 @@ def _told(tell: Callable[[Console], None]) -> int:
     return 0
 
 
-def stats(url: str) -> int:
+def stats(server: Server) -> int:
     """Prints the numbers of a running server. Returns 1 if there is none."""
 
     def tell(console: Console) -> None:
         shown = Table("what", "now", box=None)
-        for name, value in ask(url, "/stats").items():
+        for name, value in ask(server, "/stats").items():
             shown.add_row(name.removeprefix("itemstore_"), _number(name, value))
         console.print(shown)
 
     return _told(tell)
 
 
-def quarantine_list(url: str) -> int:
+def quarantine_list(server: Server) -> int:
     """Prints what is in quarantine. Returns 1 if the server does not answer."""
 
     def tell(console: Console) -> None:
-        parked = ask(url, "/quarantine")["items"]
+        parked = ask(server, "/quarantine")["items"]
         if not parked:
             console.print("Nothing is in quarantine.")
             return
@@ -59,30 +59,30 @@ def quarantine_list(url: str) -> int:
     return _told(tell)
 
 
-def quarantine_show(url: str, item_id: str) -> int:
+def quarantine_show(server: Server, item_id: str) -> int:
     """Prints one of them in full. Returns 1 if it is not there."""
 
     def tell(console: Console) -> None:
-        console.print_json(data=ask(url, f"/quarantine/{quote(item_id, safe='')}"))
+        console.print_json(data=ask(server, f"/quarantine/{quote(item_id, safe='')}"))
 
     return _told(tell)
 
 
-def quarantine_retry(url: str, item_id: str) -> int:
+def quarantine_retry(server: Server, item_id: str) -> int:
     """Has it written again. Returns 1 if PostgreSQL refuses it again, or it is not there."""
 
     def tell(console: Console) -> None:
-        ask(url, f"/quarantine/{quote(item_id, safe='')}", "POST")
+        ask(server, f"/quarantine/{quote(item_id, safe='')}", "POST")
         console.print(f"{item_id} is written.", markup=False)
 
     return _told(tell)
 
 
-def quarantine_discard(url: str, item_id: str) -> int:
+def quarantine_discard(server: Server, item_id: str) -> int:
     """Has it given up. Returns 1 if it is not there."""
 
     def tell(console: Console) -> None:
-        ask(url, f"/quarantine/{quote(item_id, safe='')}", "DELETE")
+        ask(server, f"/quarantine/{quote(item_id, safe='')}", "DELETE")
         console.print(f"{item_id} is again as PostgreSQL has it.", markup=False)
 
     return _told(tell)

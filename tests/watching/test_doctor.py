@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import shutil
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from aiohttp import web
 
 from itemstore import doctor, memory, persister, surroundings
+from itemstore.asking import Server
 from itemstore.finding import Finding, Verdict
 from itemstore.options import Options, Preload
 from itemstore.settings import Settings, load
@@ -48,7 +50,7 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
     async def at(where: Service | str, token: str = "", **variables: str) -> Said:
         url = where if isinstance(where, str) else where.api.url
         settings = load(variables)
-        code = await asyncio.to_thread(doctor.doctor, settings, url, token)
+        code = await asyncio.to_thread(doctor.doctor, settings, Server(url, token))
         return Said(code, capsys.readouterr().out)
 
     return at
@@ -353,3 +355,32 @@ def test_slowness_is_told_by_kind(fast: float, is_told: bool) -> None:
 def test_nothing_counted_is_not_slow() -> None:
     assert 0.0 == doctor.quantile_bound(0.95, [])
     assert 0.0 == doctor.quantile_bound(0.95, [(1.0, 0), (float("inf"), 0)])
+
+
+# --- the command
+
+
+async def test_the_command(dsn: str) -> None:
+    """``itemstore doctor`` takes the address from --url, and ends with what it found."""
+    async with deployed(dsn) as service:
+        await service.until(lambda: service.store.cache.hydrated)
+        command = (sys.executable, "-m", "itemstore", "doctor", "--url", service.api.url)
+        process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        out, _ = await process.communicate()
+    assert 0 == process.returncode, out
+    assert f"{service.api.url} is ready".encode() in out
+
+
+async def test_a_redirect_is_not_followed(aiohttp_server: Any, ask: Ask) -> None:
+    """The token is for the server that was named, and for no other."""
+    sent = []
+
+    async def elsewhere(request: web.Request) -> web.Response:
+        sent.append(request.path)
+        return web.Response(status=307, headers={"Location": "/other"})
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", elsewhere)
+    url = str((await aiohttp_server(app)).make_url(""))
+    assert 2 == (await ask(url, token="secret")).code
+    assert "/other" not in sent
