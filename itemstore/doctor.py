@@ -294,12 +294,20 @@ def _room(seen: Seen) -> Iterator[Finding]:
         used, most = seen.numbers.get(used_by), seen.numbers.get(most_by)
         if used is None or not most:
             continue
-        sizes = (mib(int(used)), mib(int(most))) if used_by.endswith("_bytes") else (used, most)
-        told = f"{used / most:.0%} of {what} in use: {sizes[0]} of {sizes[1]}"
+        size = _bytes if used_by.endswith("_bytes") else _number
+        told = f"{used / most:.0%} of {what} in use: {size(used)} of {size(most)}"
         if used > share_max * most:
             yield Finding(Verdict.WARN, told, advice, why)
         else:
             yield Finding(Verdict.OK, told)
+
+
+def _bytes(size: float) -> str:
+    return mib(int(size))
+
+
+def _number(count: float) -> str:
+    return f"{count:,.0f}"
 
 
 def _answers(seen: Seen, url: str) -> Iterator[Finding]:

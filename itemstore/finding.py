@@ -19,7 +19,7 @@ class Verdict(IntEnum):
 
 
 _MARKS: Final = {
-    Verdict.OK: "[green]ok[/]",
+    Verdict.OK: "[green]  ok[/]",
     Verdict.WARN: "[yellow]warn[/]",
     Verdict.FAIL: "[red]FAIL[/]",
 }
@@ -45,7 +45,7 @@ def console() -> Console:
 
 def tell(to: Console, finding: Finding) -> None:
     """Prints it."""
-    to.print(f"{_MARKS[finding.verdict]:>4}  ", end="")
+    to.print(f"{_MARKS[finding.verdict]}  ", end="")
     to.print(finding.what, markup=False)
     for mark, text in (("·", finding.why), ("→", finding.advice)):
         if text:

@@ -7,7 +7,6 @@ import json
 import math
 import re
 import shutil
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 import pytest
+
+from benchmarks.ports import Port
 
 DEPLOY: Final = Path(__file__).parents[2] / "deploy"
 DASHBOARD: Final = DEPLOY / "grafana.json"
@@ -112,26 +113,22 @@ class Prometheus:
                     return
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
-
-
 @asynccontextmanager
 async def scraping(port: int, directory: Path) -> AsyncIterator[Prometheus]:
     """A Prometheus that scrapes the port once a second; it ends with the context."""
     config = directory / "prometheus.yml"
     config.write_text(_CONFIG.format(rules=DEPLOY / "alerts.yml", port=port))
-    own = _free_port()
+    own = Port()
     process = await asyncio.create_subprocess_exec(
         *("prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"),
-        *(f"--web.listen-address=127.0.0.1:{own}", "--log.level=error"),
+        *(f"--web.listen-address=127.0.0.1:{own.number}", "--log.level=error"),
     )
     try:
         async with aiohttp.ClientSession() as session:
-            prometheus = Prometheus(session, f"http://127.0.0.1:{own}")
+            prometheus = Prometheus(session, f"http://127.0.0.1:{own.number}")
             await prometheus.wait()
             yield prometheus
     finally:
         process.terminate()
         await process.wait()
+        own.close()

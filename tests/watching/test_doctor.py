@@ -58,7 +58,7 @@ def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
 
 def finds(said: Said, verdict: Verdict, what: str, advice: str) -> None:
     """There is this finding with this to do, and the answer says that there is something to do."""
-    found = re.findall(r"^(ok|warn|FAIL)  (.*)\n((?:      .*\n)*)", said.text, re.MULTILINE)
+    found = re.findall(r"^ *(ok|warn|FAIL)  (.*)\n((?:      .*\n)*)", said.text, re.MULTILINE)
     marks = {"ok": OK, "warn": WARN, "FAIL": FAIL}
     assert any(
         (marks[mark], what in told, advice in more) == (verdict, True, True)
@@ -144,7 +144,8 @@ async def test_the_token_is_sent_and_a_refusal_told(aiohttp_server: Any, ask: As
 
 async def test_a_store_that_is_starting(dsn: str, ask: Ask) -> None:
     """Not ready yet is a failure, with the command that says what a connection meets."""
-    async with service_over(Postgres(dsn), start=False) as service:
+    storage = Postgres(dsn)
+    async with service_over(storage, start=False, around=Surroundings(storage)) as service:
         said = await ask(service)
     finds(said, FAIL, "the server is not ready", "itemstore check")
 
@@ -205,7 +206,7 @@ async def test_writes_that_are_not_committed(
         said = await ask(service)
         gate.open.set()
     finds(said, FAIL, "s old, 3 items wait", "lock_waits")
-    finds(said, WARN, "75% of the room for writes (items) in use", "slow_queries")
+    finds(said, WARN, "75% of the room for writes (items) in use: 3 of 4", "slow_queries")
 
 
 async def test_a_standby(dsn: str, ask: Ask) -> None:
