@@ -49,13 +49,14 @@ python3-venv:
 	apt-get -qq update && apt-get -qq install -y python3-venv
 
 # The tests also run on Debian's PostgreSQL 15 and through PgBouncer, paste the documents' curl
-# commands, make system calls fail, put mistakes in, and run the benchmark against Redis and Webdis.
+# commands, have Prometheus scrape a store and try the alarms, make system calls fail, put mistakes in, and run the benchmark against Redis and Webdis.
 # Where these are missing and cannot be installed, the tests that need them are skipped and say so.
 debian:
 	@missing=""; \
 	[ -x /usr/lib/postgresql/15/bin/postgres ] || missing="postgresql-15"; \
 	[ -x /usr/sbin/pgbouncer ] || missing="$$missing pgbouncer"; \
 	for tool in curl strace patch redis-server webdis wrk; do command -v $$tool >/dev/null || missing="$$missing $$tool"; done; \
+	command -v promtool >/dev/null || missing="$$missing prometheus"; \
 	if [ -z "$$missing" ]; then :; \
 	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	    apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y $$missing >/dev/null \

@@ -29,7 +29,7 @@ from benchmarks.requests_file import pack
 from benchmarks.servers import POLL_S, Server, ServerError, database, itemstore, postgres
 from benchmarks.ways import bars
 from benchmarks.workload import Workload
-from itemstore import report
+from itemstore import asking
 from itemstore.access import Access
 from itemstore.web.access import Guard
 
@@ -88,8 +88,8 @@ def _file(directory: Path, name: str) -> Path:
 def _key(server: Server, admin: str) -> str:
     """A reader's, as a caller has it."""
     server.wait_for("/readyz")
-    at = report.Server(f"http://127.0.0.1:{server.port}", admin)
-    made = report.ask(at, "/keys", "POST", {"name": "benchmark", "role": "read"})
+    at = asking.Server(f"http://127.0.0.1:{server.port}", admin)
+    made = asking.ask(at, "/keys", "POST", {"name": "benchmark", "role": "read"})
     return str(made["key"])
 
 
@@ -97,8 +97,8 @@ def _wait_until_hydrated(server: Server, token: str) -> None:
     """Strangers are not told."""
     server.wait_for("/readyz")
     deadline = time.perf_counter() + HYDRATED_S
-    at = report.Server(f"http://127.0.0.1:{server.port}", token)
-    while not report.ask(at, "/readyz")["hydrated"]:
+    at = asking.Server(f"http://127.0.0.1:{server.port}", token)
+    while not asking.ask(at, "/readyz")["hydrated"]:
         if time.perf_counter() > deadline:
             raise ServerError(f"{server.name} is not hydrated after {HYDRATED_S:g} s")
         time.sleep(POLL_S)

@@ -13,7 +13,7 @@ from itemstore import __version__, settings
 from itemstore.errors import StartupError
 
 if TYPE_CHECKING:
-    from itemstore.report import Server
+    from itemstore.asking import Server
 
 E = TypeVar("E", bound=StrEnum)
 
@@ -62,9 +62,17 @@ def stats(url: _ServerUrl = "", token: _Token = "") -> None:
 @app.command()
 def check() -> None:
     """Check settings, database and platform, and say what to do."""
-    from itemstore import report
+    from itemstore import check
 
-    sys.exit(report.check(_settings()))
+    sys.exit(check.check(_settings()))
+
+
+@app.command()
+def doctor(url: _ServerUrl = "", token: _Token = "") -> None:
+    """Look at a running deployment: what is wrong, why it matters, what to type."""
+    from itemstore import doctor
+
+    sys.exit(doctor.doctor(_settings(), _server(url, token)))
 
 
 quarantine = typer.Typer(
@@ -337,7 +345,7 @@ def _one_of(kind: type[E], given: str, option: str) -> E | None:
 
 
 def _server(url: str, token: str) -> Server:
-    from itemstore.report import Server
+    from itemstore.asking import Server
 
     return Server(url or f"http://localhost:{_settings().port}", token)
 

@@ -17,12 +17,12 @@ import structlog
 from rich.console import Console
 from rich.table import Table
 
+from itemstore.asking import NoAnswer, Server, ask
 from itemstore.core.caller import ROLES
 from itemstore.core.item import microseconds, timestamp
 from itemstore.database import database
 from itemstore.errors import InvalidItem, ItemStoreError
 from itemstore.keyring import Keyring
-from itemstore.report import NoAnswer, Server, ask
 from itemstore.settings import Settings, seconds
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres

@@ -76,6 +76,7 @@ class Loader:
         #: Items the preload has brought so far, and how many it expects.
         self.preloaded = 0
         self.estimate = 0
+        self.is_preloading = False
         self.queries = 0  #: of the read-through
         self.loaded = 0  #: items they brought
 
@@ -175,6 +176,7 @@ class Loader:
         read is asked for again until it can.
         """
         self.estimate, self.preloaded = estimate, 0
+        self.is_preloading = True
         self._cache.fills = True
         started = told = self._monotonic()
         load = self._cache.begin_load()
@@ -193,6 +195,7 @@ class Loader:
             if not self._cache.overflows:
                 self._cache.set_hydrated()
         finally:
+            self.is_preloading = False
             self._cache.end_load(load)
             page.cancel()
             with suppress(asyncio.CancelledError, StorageError):

@@ -1,30 +1,38 @@
 """The numbers of a running store: one table, read when somebody asks.
 
 The store counts in plain integers at the spot; ``/metrics`` and ``/stats`` read them here.
-docs/metrics.md describes each row, which a test compares.
+docs/metrics.md describes each row, which a test compares. ``surroundings.py`` and
+``web/exposition.py`` have tables like it, of what the process stands on and of its requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Generic, Literal, TypeVar
 
-from itemstore import memory
+from itemstore.core.histogram import Histogram
 from itemstore.store import ItemStore
 
 if TYPE_CHECKING:
     from itemstore.storage.journal import Journal
 
+T = TypeVar("T")
+Value = float | Histogram | Mapping[str, float] | Mapping[str, Histogram]
+
 
 @dataclass(frozen=True, slots=True)
-class Metric:
-    """``read`` gives its value now; None leaves it out."""
+class Metric(Generic[T]):
+    """``read`` gives its value now; None leaves it out.
+
+    With a ``label``, that is several values by the label's own.
+    """
 
     name: str
-    kind: Literal["counter", "gauge"]
+    kind: Literal["counter", "gauge", "histogram"]
     help: str
-    read: Callable[[ItemStore], float | None]
+    read: Callable[[T], Value | None]
+    label: str = ""
 
 
 def _oldest_dirty_age(store: ItemStore) -> float:
@@ -52,7 +60,7 @@ def _journal(read: Callable[[Journal], float]) -> Callable[[ItemStore], float | 
     return of
 
 
-METRICS = (
+METRICS: tuple[Metric[ItemStore], ...] = (
     Metric("itemstore_ready", "gauge", "1 if requests are answered.", lambda s: s.is_ready),
     Metric(
         "itemstore_hydrated",
@@ -104,6 +112,12 @@ METRICS = (
         lambda s: s.packer.trainer.trained,
     ),
     Metric(
+        "itemstore_preload_running",
+        "gauge",
+        "1 while the preload fills the cache.",
+        lambda s: s.loader.is_preloading,
+    ),
+    Metric(
         "itemstore_preload_items",
         "gauge",
         "Items the preload has brought so far.",
@@ -123,10 +137,22 @@ METRICS = (
     ),
     Metric("itemstore_dirty_items", "gauge", "Items not yet committed.", lambda s: len(s.queue)),
     Metric(
+        "itemstore_dirty_max_items",
+        "gauge",
+        "How many may wait; beyond that writes are refused.",
+        lambda s: s.options.queue_items_max,
+    ),
+    Metric(
         "itemstore_dirty_bytes",
         "gauge",
         "Bytes of memory they take in the write queue.",
         lambda s: s.queue.bytes_used,
+    ),
+    Metric(
+        "itemstore_dirty_max_bytes",
+        "gauge",
+        "Bytes of memory they may take there.",
+        lambda s: s.options.queue_bytes_max,
     ),
     Metric(
         "itemstore_oldest_dirty_age_seconds",
@@ -157,6 +183,18 @@ METRICS = (
     ),
     Metric(
         "itemstore_batches_total", "counter", "Batches committed.", lambda s: s.persister.batches
+    ),
+    Metric(
+        "itemstore_batch_items",
+        "histogram",
+        "Items of a batch.",
+        lambda s: s.persister.batch_items,
+    ),
+    Metric(
+        "itemstore_batch_duration_seconds",
+        "histogram",
+        "How long a batch took, from sending it to its commit.",
+        lambda s: s.persister.batch_seconds,
     ),
     Metric(
         "itemstore_last_batch_seconds",
@@ -273,6 +311,18 @@ METRICS = (
         _journal(lambda journal: journal.oldest_age_s),
     ),
     Metric(
+        "itemstore_journal_max_bytes",
+        "gauge",
+        "Bytes of records it may hold.",
+        lambda s: s.options.journal_bytes_max if s.journaling.journal else None,
+    ),
+    Metric(
+        "itemstore_journal_refusing",
+        "gauge",
+        "1 if writes at journal get 503: it is full, or its disk has failed.",
+        _journal(lambda journal: journal.refusal() is not None),
+    ),
+    Metric(
         "itemstore_journal_failed",
         "gauge",
         "1 if the journal's disk has failed: the process drains and ends.",
@@ -284,24 +334,21 @@ METRICS = (
         "Rows changed by another hand than the store's and taken over.",
         lambda s: s.watcher.taken_over,
     ),
-    Metric(
-        "itemstore_memory_resident_bytes",
-        "gauge",
-        "Memory of this process (RSS).",
-        lambda _: memory.resident_bytes(),
-    ),
-    Metric(
-        "itemstore_memory_limit_bytes",
-        "gauge",
-        "What it may use: the container's limit or the machine's memory.",
-        lambda _: memory.limit_bytes(),
-    ),
 )
 
 
-def read(store: ItemStore) -> Iterator[tuple[Metric, float]]:
-    """Every metric that has a value now, with it."""
-    for metric in METRICS:
-        value = metric.read(store)
+def read(metrics: Iterable[Metric[T]], of: T) -> Iterator[tuple[Metric[T], Value]]:
+    """Every metric of the table that has a value now, with it."""
+    for metric in metrics:
+        value = metric.read(of)
         if value is not None:
-            yield metric, float(value)
+            yield metric, value
+
+
+def numbers(metrics: Iterable[Metric[T]], of: T) -> dict[str, float]:
+    """Those that are one number, by name: what a person reads."""
+    return {
+        metric.name: float(value)
+        for metric, value in read(metrics, of)
+        if isinstance(value, int | float)
+    }

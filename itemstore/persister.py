@@ -24,6 +24,7 @@ from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from itemstore.core.histogram import BATCH_BOUNDS_ITEMS, BATCH_BOUNDS_S, Histogram
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.core.recent import Recent
 from itemstore.errors import DatabaseUnavailable, ItemQuarantined, LeaseLost
@@ -108,6 +109,8 @@ class Persister:
         self.retries: dict[str, int] = {kind.kind: 0 for kind in _KINDS}
         self.last_commit_at: float | None = None
         self.last_batch_s = 0.0
+        self.batch_items = Histogram(BATCH_BOUNDS_ITEMS)
+        self.batch_seconds = Histogram(BATCH_BOUNDS_S)
 
     @property
     def is_halted(self) -> bool:
@@ -265,6 +268,8 @@ class Persister:
         self.last_commit_at = now
         self.last_batch_s = now - started
         self.batches += 1
+        self.batch_items.observe(len(part))
+        self.batch_seconds.observe(self.last_batch_s)
         self._together = sum(bool(change.settled) for change in part)
         written = part if is_held else [change for change in part if change.is_acked]
         self.committed += len(written)

@@ -1,273 +1,22 @@
-"""What the commands ``check``, ``stats`` and ``quarantine`` find out and tell."""
+"""What the commands ``stats`` and ``quarantine`` ask a running server, and tell."""
 
 from __future__ import annotations
 
-import asyncio
-import http.client
-import json
-import os
-import urllib.error
-import urllib.request
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from collections.abc import Callable
 from urllib.parse import quote
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from itemstore import memory
-from itemstore.access import access
-from itemstore.database import database
-from itemstore.deployment import journal_dir
-from itemstore.errors import StartupError
-from itemstore.settings import SECRET, Settings, table
-from itemstore.storage import StorageError
-from itemstore.storage.postgres import CONNECTIONS_MAX, SCHEMA_VERSION, Postgres
-
-_ANSWER_TIMEOUT_S = 15.0  # a write that is retried waits for its commit
-_MARKS = {"ok": "[green]ok[/]", "warn": "[yellow]warn[/]", "fail": "[red]FAIL[/]"}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that was looked at; ``advice`` says what to do unless it is ok."""
-
-    verdict: Literal["ok", "warn", "fail"]
-    what: str
-    advice: str = ""
-
-
-def check(settings: Settings) -> int:
-    """Prints the findings. Returns 1 if one is a failure."""
-    console = Console(highlight=False, soft_wrap=True)
-    failed = False
-
-    async def tell() -> None:
-        nonlocal failed
-        async for finding in _findings(settings):
-            failed |= finding.verdict == "fail"
-            console.print(f"{_MARKS[finding.verdict]:>4}  {finding.what}")
-            if finding.advice:
-                console.print(f"      → {finding.advice}")
-
-    asyncio.run(tell())
-    return int(failed)
-
-
-async def _findings(settings: Settings) -> AsyncIterator[Finding]:
-    yield _settings_found()
-    yield _access(settings)
-    yield _durability(settings)
-    for finding in _platform(settings):
-        yield finding
-    try:
-        async with database(settings.database_url, settings.embedded_dir) as dsn:
-            async for finding in _database(dsn, settings):
-                yield finding
-    except StartupError as error:
-        yield Finding(
-            "fail", f"embedded PostgreSQL: {error.detail}", "mend that, or set DATABASE_URL"
-        )
-
-
-def _settings_found() -> Finding:
-    given = [
-        f"{name}={'(set)' if name in SECRET else os.environ[name]}"
-        for name in table()
-        if os.environ.get(name)
-    ]
-    return Finding("ok", f"settings: {', '.join(given) or 'all at their defaults'}")
-
-
-def _access(settings: Settings) -> Finding:
-    try:
-        found = access(settings)
-    except StartupError as error:
-        return Finding("fail", "nothing good says who may call", error.detail)
-    if found.auth == "none" and settings.auth is not None:
-        return Finding(
-            "warn",
-            f"AUTH=none: whoever reaches {found.reach} may do everything",
-            "set API_KEY, and make keys: itemstore keys create --help",
-        )
-    return Finding("ok", f"AUTH is {found.auth}; it is reached from {found.reach}")
-
-
-def _durability(settings: Settings) -> Finding:
-    try:
-        directory = journal_dir(settings)
-    except StartupError as error:
-        return Finding("fail", "DURABILITY=journal cannot be given", error.detail)
-    if directory is None:
-        return Finding("ok", "no journal: an OK to a write means committed, unless asked otherwise")
-    return Finding("ok", f"journal in {directory}, at most {_mib(settings.journal_max_bytes)}")
-
-
-def _platform(settings: Settings) -> list[Finding]:
-    if settings.railway_environment_name is None:
-        return []
-    found = [_draining(settings)]
-    if settings.database_url is None:
-        found.append(
-            Finding(
-                "fail",
-                "DATABASE_URL is not set, and a Railway container's own disk does not last",
-                "add a PostgreSQL service and set DATABASE_URL=${{Postgres.DATABASE_URL}}",
-            )
-        )
-    return found
-
-
-def _draining(settings: Settings) -> Finding:
-    """Only the variable is visible from inside; the same in railway.toml is not."""
-    given = settings.railway_deployment_draining_seconds or ""
-    draining_s = int(given) if given.isdecimal() else 0
-    if draining_s > settings.shutdown_timeout:
-        return Finding("ok", f"Railway's drain time: {draining_s} s")
-    return Finding(
-        "warn",
-        f"Railway's drain time is {given or 'not set, which means 0'} s as far as this process can "
-        f"see; emptying the write queue may take SHUTDOWN_TIMEOUT, {settings.shutdown_timeout:g} s",
-        "set the service variable RAILWAY_DEPLOYMENT_DRAINING_SECONDS to a number of "
-        f"{int(settings.shutdown_timeout) + 5} or more",
-    )
-
-
-async def _database(dsn: str, settings: Settings) -> AsyncIterator[Finding]:
-    try:
-        storage = Postgres(dsn, direct_dsn=settings.database_unpooled_url)
-    except StorageError as error:
-        yield Finding("fail", str(error), "correct DATABASE_URL")
-        return
-    try:
-        found = await storage.open()
-        server = await storage.server()
-    except StorageError as error:
-        yield Finding(
-            "fail",
-            f"PostgreSQL: {error}",
-            "check that it runs, and that DATABASE_URL has the right host, port, user and password",
-        )
-        return
-    finally:
-        await storage.close()
-    yield Finding("ok", f"PostgreSQL {server['version']}, schema version {SCHEMA_VERSION}")
-    for finding in _server_settings(server):
-        yield finding
-    yield _memory(found.items_estimate, found.bytes_estimate, settings)
-    if found.parked:
-        yield Finding(
-            "warn",
-            f"{len(found.parked)} items in quarantine: accepted, but refused by PostgreSQL",
-            "itemstore quarantine list; then write corrected ones, retry or discard them",
-        )
-
-
-def _server_settings(server: dict[str, Any]) -> list[Finding]:
-    found = []
-    if server["in_recovery"]:
-        found.append(
-            Finding(
-                "fail", "this server is a read-only standby", "name the primary in DATABASE_URL"
-            )
-        )
-    for name, loss in (
-        ("fsync", "a power loss can destroy the whole database"),
-        ("full_page_writes", "a power loss can corrupt tables"),
-        ("synchronous_commit", "a crash of PostgreSQL can lose writes that were answered OK"),
-    ):
-        if server[name] == "off":
-            found.append(Finding("warn", f"{name} is off: {loss}", f"ALTER SYSTEM SET {name} = on"))
-        else:
-            found.append(Finding("ok", f"{name} is {server[name]}"))
-    used, most = server["connections"], server["max_connections"]
-    crowded = used + 2 * CONNECTIONS_MAX > most  # two instances run during a deploy
-    found.append(
-        Finding(
-            "warn" if crowded else "ok",
-            f"{used} of {most} connections in use; an instance takes up to {CONNECTIONS_MAX}, and "
-            "two run in a deploy",
-            "raise max_connections or close other clients" if crowded else "",
-        )
-    )
-    return found
-
-
-def _memory(items: int, data_bytes: int, settings: Settings) -> Finding:
-    needed = memory.estimate(items, data_bytes)
-    budget = memory.cache_bytes(settings.cache_max_bytes, settings.queue_max_bytes)
-    what = f"about {items:,} items would take {_mib(needed)} of the {_mib(budget)} for the cache"
-    if needed <= budget:
-        return Finding("ok", what)
-    return Finding(
-        "warn",
-        what,
-        "give it more memory, or leave SKIP_ITEMS_PRELOAD at auto: items load on demand",
-    )
-
-
-def _mib(size: int) -> str:
-    return f"{size / 1024 / 1024:,.0f} MiB"
-
-
-class NoAnswer(Exception):
-    """What the server at the URL did not do, as a person should read it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Server:
-    """A running server, and what to show it."""
-
-    url: str
-    token: str = ""
-
-
-class _Staying(urllib.request.HTTPRedirectHandler):
-    """A redirect is an error: the token is for this server, and would go along to the next."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
-
-
-#: Opens addresses to which a token goes along.
-OPENER: Final = urllib.request.build_opener(_Staying)
-
-
-def ask(server: Server, path: str, method: str = "GET", value: Any = None) -> Any:
-    """The answer's JSON, None without a body. Raises NoAnswer."""
-    target = f"{server.url.rstrip('/')}{path}"
-    try:
-        if not target.startswith(("http://", "https://")):
-            raise ValueError("it must begin with http:// or https://")
-        headers = {"Content-Type": "application/json"}
-        if server.token:
-            headers["Authorization"] = f"Bearer {server.token}"
-        body = None if value is None else json.dumps(value).encode()
-        request = urllib.request.Request(target, body, headers, method=method)  # noqa: S310 - checked
-        with OPENER.open(request, timeout=_ANSWER_TIMEOUT_S) as answer:
-            return json.loads(answer.read() or b"null")
-    except urllib.error.HTTPError as error:
-        raise NoAnswer(_problem(error)) from error
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise NoAnswer(
-            f"No answer from {target}: {reason}\n"
-            "Is it running? Name it with --url http://host:port."
-        ) from error
-
-
-def _problem(error: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.loads(error.read())["detail"])
-    except (ValueError, KeyError, TypeError):
-        return f"{error.url} answered {error.code} {error.reason}"
+from itemstore import finding
+from itemstore.asking import NoAnswer, Server, ask
+from itemstore.check import mib
 
 
 def _told(tell: Callable[[Console], None]) -> int:
     """Runs it; 1 if the server did not do its part."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = finding.console()
     try:
         tell(console)
     except NoAnswer as reason:
@@ -341,5 +90,5 @@ def quarantine_discard(server: Server, item_id: str) -> int:
 
 def _number(name: str, value: float) -> str:
     if name.endswith("_bytes"):
-        return f"{value:,.0f} ({_mib(int(value))})"
+        return f"{value:,.0f} ({mib(int(value))})"
     return f"{value:,.3f}" if "seconds" in name else f"{value:,.0f}"

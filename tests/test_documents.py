@@ -18,11 +18,10 @@ from packaging.utils import canonicalize_name
 
 import itemstore
 from itemstore import errors, settings
-from itemstore.metrics import METRICS
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import app, exposition
-from itemstore.web.traffic import Traffic
+from itemstore.web.numbers import tables as tables_of
 from tests.stores import until
 
 ROOT = Path(__file__).parents[1]
@@ -171,11 +170,12 @@ def test_setting_default(row: list[str]) -> None:
 
 def test_metrics() -> None:
     """docs/metrics.md has each metric as it is scraped: name, kind, help."""
-    store = ItemStore(Postgres("postgresql://nobody@localhost/nothing"))
-    text = exposition.expose(store, Traffic(store.log)).decode()
+    made = app.make_app(ItemStore(Postgres("postgresql://nobody@localhost/nothing")))
+    text = exposition.expose(made).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
     scraped = {name: (kinds[name], said) for name, said in re.findall(r"# HELP (\S+) (.+)", text)}
-    expected = scraped | {metric.name: (metric.kind, metric.help) for metric in METRICS}
+    rows_of = [metric for table, _ in tables_of(made) for metric in table]
+    expected = scraped | {metric.name: (metric.kind, metric.help) for metric in rows_of}
     documented = {
         words(name): (kind, what)
         for name, kind, what in rows(DOCS / "metrics.md", "metric", "kind", "what it tells")
@@ -184,13 +184,15 @@ def test_metrics() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["deploy-railway", "metrics", "monitoring", "operations", "settings"]
+    "name",
+    ["deploy-railway", "metrics", "monitoring", "operations", "settings", "troubleshooting"],
 )
 def test_metrics_elsewhere(name: str) -> None:
     """Every metric that an alert or a paragraph names exists."""
     known = {words(row[0]) for row in rows(DOCS / "metrics.md", "metric", "kind")}
     text = (DOCS / f"{name}.md").read_text("utf-8")
-    assert set() == set(re.findall(r"\bitemstore_[a-z_]+", text)) - known
+    named = {re.sub("_bucket$", "", name) for name in re.findall(r"\bitemstore_[a-z_]+", text)}
+    assert set() == named - known
 
 
 def error_codes() -> set[str]:

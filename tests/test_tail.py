@@ -58,8 +58,7 @@ class Replica:
 
 
 def number(store: ItemStore, name: str) -> float:
-    [value] = [value for metric, value in metrics.read(store) if metric.name == name]
-    return value
+    return metrics.numbers(metrics.METRICS, store)[name]
 
 
 REAPPLIED = "itemstore_writes_reapplied_total"

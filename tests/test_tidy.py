@@ -20,7 +20,10 @@ LAYERS = (
     ("__main__",),
     ("cli",),  # commands
     ("keys", "moving"),  # commands that ask a server or its database
-    ("indexes", "report", "web"),  # what a person and what a client gets
+    ("doctor", "indexes", "report", "web"),  # what a person and what a client gets
+    ("check",),
+    ("asking", "finding"),  # how a person's commands ask, and how they tell
+    ("surroundings",),  # and over what it stands on
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
@@ -84,7 +87,7 @@ SQL_ELSEWHERE = {
     "storage/embedded.py": 2,  # looks for the database, and makes it
     "storage/journal_file.py": 3,  # SQLite's, on a file of its own
     "indexes.py": 1,  # advice to a person who types it into psql
-    "report.py": 1,  # advice to a person who types it into psql
+    "check.py": 1,  # advice to a person who types it into psql
 }
 SQL = re.compile(
     r"\s*(SELECT\s|INSERT\s+INTO\s|UPDATE\s+\w+\s+SET\s|DELETE\s+FROM\s|WITH\s+\w+\s+AS\s|TRUNCATE\s"

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import aiohttp
 import orjson
 
+from itemstore.asking import OPENER
 from itemstore.core.cache import Row as Entry
 from itemstore.core.item import pack, timestamp
 from itemstore.core.operation import Conflict
@@ -24,7 +25,6 @@ from itemstore.moving.mapping import microseconds
 from itemstore.moving.record import Record, Rejected, Row
 from itemstore.moving.source import Source
 from itemstore.moving.text import lines
-from itemstore.report import OPENER
 
 ATTEMPTS: Final = 6  # without progress; with the pauses between them half a minute
 PAUSE_S: Final = 1.0

@@ -153,6 +153,21 @@ class Grant:
     high_water: int
 
 
+@dataclass(frozen=True, slots=True)
+class Server:
+    """What a PostgreSQL server says of itself."""
+
+    version: str
+    fsync: str  #: on or off, as the two below
+    full_page_writes: str
+    synchronous_commit: str
+    max_connections: int
+    connections: int  #: to all its databases
+    in_recovery: bool  #: it is a read-only standby
+    database_bytes: int
+    now_us: int  #: its clock
+
+
 #: What a list can be sorted by. The id breaks ties, so that every order is total.
 LIST_ORDERS = ("created", "updated", "id")
 

@@ -22,7 +22,7 @@ from dataclasses import replace
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import psycopg
 from psycopg.rows import TupleRow
@@ -43,6 +43,7 @@ from itemstore.storage import (
     Lease,
     ListQuery,
     Parked,
+    Server,
     Standing,
     State,
     StorageAway,
@@ -80,6 +81,15 @@ def schema_sql() -> str:
     if packaged.is_file():
         return packaged.read_text("utf-8")
     return Path(__file__).parents[2].joinpath("schema.sql").read_text("utf-8")
+
+
+class PoolUse(NamedTuple):
+    """What a pool of connections is doing."""
+
+    size: int
+    busy: int
+    size_max: int
+    waiting: int  #: who waits for a connection
 
 
 class Postgres:
@@ -300,19 +310,18 @@ class Postgres:
     async def await_foreign_changes(self, time_limit_s: float) -> None:
         await self._listener.notified(time_limit_s)
 
-    async def server(self) -> dict[str, Any]:
-        """The server's settings that durability rests on, and its connections."""
+    async def server(self) -> Server:
+        """What the server says of itself. Raises StorageError, also before ``open``."""
+        if self._pool.closed:
+            raise StorageAway("not connected")
         [row] = await self._read(statements.SERVER, {})
-        names = (
-            "version",
-            "fsync",
-            "full_page_writes",
-            "synchronous_commit",
-            "max_connections",
-            "connections",
-            "in_recovery",
-        )
-        return dict(zip(names, row, strict=True))
+        return Server(*row)
+
+    def pools(self) -> dict[str, PoolUse]:
+        """The pools of connections for reading, by name."""
+        return {
+            name: _use(pool) for name, pool in (("reader", self._pool), ("loader", self._loaders))
+        }
 
     async def _read(
         self, statement: str, parameters: dict[str, Any], pool: Pool | None = None
@@ -359,6 +368,28 @@ def _pool(url: str, most: int) -> Pool:
         reconnect_timeout=30.0,
         kwargs={"autocommit": True, "prepare_threshold": None},
     )
+
+
+def _use(pool: Pool) -> PoolUse:
+    now = pool.get_stats()
+    size = now["pool_size"]
+    busy = size - now["pool_available"]
+    return PoolUse(size, busy, now["pool_max"], now["requests_waiting"])
+
+
+async def look(dsn: str) -> tuple[Server, Lease | None]:
+    """What the server says of itself and of the lease, None before a store made its tables.
+
+    Makes and changes nothing. Raises StorageError.
+    """
+    session = Session(dsn, "itemstore doctor")
+    try:
+        [server] = await session.run(statements.SERVER)
+        [(*_, is_installed)] = await session.run(statements.INSTALLED)
+        leases = await session.run(statements.LEASE) if is_installed else []
+    finally:
+        await session.end()
+    return Server(*server), Lease(*leases[0]) if leases else None
 
 
 async def _fetched(

@@ -464,12 +464,14 @@ SELECT coalesce(bool_and(pg_terminate_backend(lost.pid, %(wait_ms)s)), true)
    AND lost.application_name = %(name)s AND lost.datname = current_database()
 """
 
+#: pg_stat_activity would show a role without pg_read_all_stats only its own connections.
 SERVER: Final = """
 SELECT current_setting('server_version'),
        current_setting('fsync'), current_setting('full_page_writes'),
        current_setting('synchronous_commit'), current_setting('max_connections')::int,
-       (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'),
-       pg_is_in_recovery()
+       (SELECT sum(numbackends)::int FROM pg_stat_database),
+       pg_is_in_recovery(), pg_database_size(current_database()),
+       (extract(epoch FROM clock_timestamp()) * 1000000)::bigint
 """
 
 

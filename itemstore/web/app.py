@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, NamedTuple
 
 from aiohttp import HttpVersion11, hdrs, web
@@ -12,11 +13,14 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.caller import NOBODY, Role
 from itemstore.errors import Forbidden, ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
+from itemstore.surroundings import Surroundings
+from itemstore.tasks import end
 from itemstore.web import (
     access,
     bulk,
     items,
     keys,
+    numbers,
     problems,
     quarantine,
     requests,
@@ -77,18 +81,26 @@ _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for eac
 #: The least role of each route that asks for one.
 ROLE_OF: Final = {route: each.role for route, each in _ROUTES.items() if each.role is not None}
 
+_KINDS: Final = {f"{method} {path}": each.kind for (method, path), each in _ROUTES.items()}
+
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
 
 
-def make_app(store: ItemStore, guard: access.Guard | None = None) -> web.Application:
-    """The application over a store, which may still be starting; without a guard, for anybody."""
+def make_app(
+    store: ItemStore, guard: access.Guard | None = None, around: Surroundings | None = None
+) -> web.Application:
+    """The application over a store, which may still be starting, and what it stands on.
+
+    Without a guard it is for anybody.
+    """
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
     app[access.GUARD] = guard or access.Guard()
-    app.cleanup_ctx.append(access.running)
-    app[system.TRAFFIC] = traffic.Traffic(store.log)
+    app[numbers.TRAFFIC] = traffic.Traffic(store.log, _KINDS)
+    app[numbers.AROUND] = around or Surroundings()
+    app.cleanup_ctx.extend((access.running, _look_around))
     app[LOG] = store.log
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
@@ -96,6 +108,12 @@ def make_app(store: ItemStore, guard: access.Guard | None = None) -> web.Applica
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
             app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
+
+
+async def _look_around(app: web.Application) -> AsyncIterator[None]:
+    looking = asyncio.create_task(app[numbers.AROUND].run(), name="around")
+    yield
+    await end([looking])
 
 
 def route_of(request: web.Request) -> Route | None:
@@ -175,9 +193,18 @@ def _finish(
     response.headers[hdrs.SERVER] = traffic.SERVER
     resource = request.match_info.route.resource
     # Without a resource the method may be anything a caller makes up: it must not become a label.
-    route = f"{request.method} {resource.canonical}" if resource else "unmatched"
-    request.app[system.TRAFFIC].note(
-        request.method, request.rel_url.raw_path, route, started, request_id, response.status
+    route = f"{request.method} {resource.canonical}" if resource else traffic.UNMATCHED
+    served = request.app[numbers.TRAFFIC]
+    if problems.CODE in response:
+        served.errors[response[problems.CODE]] += 1
+    served.note(
+        request.method,
+        request.rel_url.raw_path,
+        route,
+        started,
+        request_id,
+        response.status,
+        is_stream=response.prepared,  # else its head is sent only now
     )
     return response
 

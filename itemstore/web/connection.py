@@ -11,7 +11,7 @@ from aiohttp import web
 from itemstore.errors import MalformedRequest
 from itemstore.web import problems
 from itemstore.web.lane import Lane, Pending, length_of
-from itemstore.web.traffic import SERVER
+from itemstore.web.traffic import SERVER, Traffic
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
 
@@ -28,15 +28,26 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest")
+    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest", "_traffic")
 
-    def __init__(self, manager: web.Server, *, lane: Lane | None, **options: Any) -> None:
+    def __init__(
+        self, manager: web.Server, *, lane: Lane | None, traffic: Traffic, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
         self._lane = lane
+        self._traffic = traffic
         self._rest: int | None = 0 if lane is not None else None
         self._pending: Pending | None = None
         self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._traffic.connections += 1
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._traffic.connections -= 1
+        super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._pending is not None:
@@ -122,13 +133,12 @@ class Connection(web.RequestHandler):
         """What is not HTTP is answered with a problem document too."""
         if status != 400:
             return super().handle_error(request, status, exc, message)
-        response = problems.response(
-            MalformedRequest(
-                f"The request is malformed: {_reason(message or '')}. Mend it, and send it over a "
-                "new connection."
-            ),
-            "",
+        reason = _reason(message or "")
+        error = MalformedRequest(
+            f"The request is malformed: {reason}. Mend it, and send it over a new connection."
         )
+        self._traffic.malformed(reason, error.code)
+        response = problems.response(error, "")
         response.headers["Server"] = SERVER
         response.force_close()
         return response

@@ -220,6 +220,7 @@ class Lane:
     # --- what both need
 
     def _problem(self, error: ItemStoreError, asked: Asked) -> bytes:
+        self._traffic.errors[error.code] += 1
         body = orjson.dumps(problems.problem(error, asked.request_id))
         retry = b"" if error.retry_after_s is None else b"Retry-After: %d\r\n" % error.retry_after_s
         return self._response(error.status, _PROBLEM % retry, asked, body)

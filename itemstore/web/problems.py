@@ -19,6 +19,8 @@ from itemstore.errors import (
 )
 
 CONTENT_TYPE: Final = "application/problem+json"
+#: Where the answer has the code of what it tells.
+CODE: Final = web.ResponseKey("code", str)
 #: What PATCH understands; sent when it was given something else (RFC 5789, section 3.1).
 ACCEPT_PATCH: Final = "application/merge-patch+json, application/json"
 
@@ -50,6 +52,7 @@ def response(error: ItemStoreError, request_id: str) -> web.Response:
         content_type=CONTENT_TYPE,
         headers=headers,
     )
+    answer[CODE] = error.code
     if isinstance(error, BodyTimeout):
         answer.force_close()  # what comes now could be the rest of the body or a request
     return answer

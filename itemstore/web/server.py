@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack, closing
+from pathlib import Path
 from typing import Any, Final
 
 from aiohttp import web
@@ -30,12 +31,13 @@ from itemstore.settings import Settings
 from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.surroundings import Surroundings
 from itemstore.web.access import GUARD, Guard
 from itemstore.web.app import make_app
 from itemstore.web.connection import Connection
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
-from itemstore.web.system import TRAFFIC
+from itemstore.web.numbers import TRAFFIC
 
 #: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
 #: edge keeps them for 60 s.
@@ -64,7 +66,11 @@ async def serve(settings: Settings) -> int:
             storage = _storage(dsn, settings)
             store = ItemStore(storage, options, log=log)
             runner = web.AppRunner(
-                make_app(store, _guard(allowed, storage, log)),
+                make_app(
+                    store,
+                    _guard(allowed, storage, log),
+                    Surroundings(storage, _data_dir(settings)),
+                ),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -90,8 +96,15 @@ class _Place:
         self.data = (
             "the database of DATABASE_URL"
             if settings.database_url
-            else f"{settings.embedded_dir or default_data_dir()} (embedded PostgreSQL)"
+            else f"{_data_dir(settings)} (embedded PostgreSQL)"
         )
+
+
+def _data_dir(settings: Settings) -> Path | None:
+    """Where files of ours lie; None if there are none."""
+    if settings.database_url is None:
+        return settings.embedded_dir or default_data_dir()
+    return settings.embedded_dir
 
 
 def _storage(dsn: str, settings: Settings) -> Postgres:
@@ -164,12 +177,14 @@ async def listen(
     if manager is None:
         raise RuntimeError("the runner is not set up")
     app = runner.app
-    lane = Lane(app[STORE], app[TRAFFIC], app[GUARD]) if fast_lane else None
+    traffic = app[TRAFFIC]
+    lane = Lane(app[STORE], traffic, app[GUARD]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(
             manager,
             lane=lane,
+            traffic=traffic,
             loop=loop,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,

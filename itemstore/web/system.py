@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
 import orjson
 from aiohttp import hdrs, web
@@ -11,9 +11,7 @@ from itemstore import metrics
 from itemstore.store import ItemStore
 from itemstore.web import access, requests
 from itemstore.web.items import STORE
-from itemstore.web.traffic import Traffic
-
-TRAFFIC: Final = web.AppKey("traffic", Traffic)
+from itemstore.web.numbers import TRAFFIC, tables
 
 
 async def livez(request: web.Request) -> web.Response:
@@ -64,7 +62,9 @@ async def flush(request: web.Request) -> web.Response:
 async def stats(request: web.Request) -> web.Response:
     """The numbers for people: GET /stats."""
     requests.query(request, ())
-    numbers = {metric.name: value for metric, value in metrics.read(request.app[STORE])}
+    numbers: dict[str, float] = {}
+    for table, of in tables(request.app):
+        numbers |= metrics.numbers(table, of)
     served = request.app[TRAFFIC].served
     numbers["itemstore_http_requests_total"] = sum(each.count for each in served.values())
     return momentary(numbers)
@@ -76,7 +76,7 @@ async def prometheus(request: web.Request) -> web.Response:
     from itemstore.web import exposition
 
     requests.query(request, ())
-    body = exposition.expose(request.app[STORE], request.app[TRAFFIC])
+    body = exposition.expose(request.app)
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
 
 

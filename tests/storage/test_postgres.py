@@ -862,10 +862,10 @@ async def test_text_is_utf8_whatever_the_connection_string_says(
 async def test_the_server_tells_its_settings(db: Holder, database: str) -> None:
     """What durability rests on is read from the server."""
     server = await db.server()
-    assert server["version"] == query(database, "SHOW server_version")[0]
-    assert (server["fsync"], server["synchronous_commit"]) == ("off", "on")
-    assert server["in_recovery"] is False
-    assert 1 <= server["connections"] <= server["max_connections"]
+    assert server.version == query(database, "SHOW server_version")[0]
+    assert (server.fsync, server.synchronous_commit) == ("off", "on")
+    assert server.in_recovery is False
+    assert 1 <= server.connections <= server.max_connections
 
 
 async def test_every_table_and_column_is_explained(db: Holder, database: str) -> None:

@@ -33,12 +33,13 @@ from itemstore.options import Options
 from itemstore.storage import Storage
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.surroundings import Surroundings
 from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.access import Guard
 from itemstore.web.app import make_app
+from itemstore.web.numbers import AROUND, TRAFFIC
 from itemstore.web.streams import STREAMS, Streams
-from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.conftest import _FOUND
 from tests.sql import make_database
@@ -285,6 +286,7 @@ class Service:
     api: Api
     traffic: Traffic
     streams: Streams
+    around: Surroundings
     writer: LineWriter
     keyring: Keyring | None
     _log: io.StringIO
@@ -335,17 +337,28 @@ async def service_over(
     stream: io.StringIO | None = None,
     access: Access | None = None,
     tokens: Tokens | None = None,
+    around: Surroundings | None = None,
 ) -> AsyncIterator[Service]:
     """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
     stream = stream or io.StringIO()
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
     keyring = Keyring(storage.keys, log) if isinstance(storage, Postgres) else None
-    app = make_app(store, Guard(access, keyring, tokens))
+    app = make_app(store, Guard(access, keyring, tokens), around)
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
-            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, keyring, stream)
+            service = Service(
+                store,
+                port,
+                api,
+                app[TRAFFIC],
+                app[STREAMS],
+                app[AROUND],
+                writer,
+                keyring,
+                stream,
+            )
             async with service._connections:
                 if start:
                     await store.start(30.0)

@@ -26,7 +26,7 @@ from itemstore.store import ItemStore
 from itemstore.web import lane as lane_module
 from itemstore.web import server, traffic
 from itemstore.web.app import make_app
-from itemstore.web.system import TRAFFIC
+from itemstore.web.numbers import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.sql import make_database
 from tests.stores import Gate, Gated, soon, until

@@ -21,7 +21,7 @@ from itemstore.store import ItemStore
 from itemstore.web import server, traffic
 from itemstore.web.access import Guard
 from itemstore.web.app import make_app
-from itemstore.web.system import TRAFFIC
+from itemstore.web.numbers import TRAFFIC
 from tests.sql import make_database
 from tests.stores import soon, until
 from tests.web.callers import API_KEY, KEYS

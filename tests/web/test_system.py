@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import socket
-from contextlib import closing
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from itemstore.errors import StartupError
-from itemstore.metrics import METRICS
+from itemstore.metrics import METRICS as STORE
+from itemstore.metrics import Metric
 from itemstore.options import Options, Preload
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
+from itemstore.surroundings import SURROUNDINGS, Surroundings
 from itemstore.web.app import ROUTES, make_app
+from itemstore.web.numbers import HTTP
 from itemstore.web.server import listening_socket
-from tests.web.conftest import Gate, make, service_over, serving
+from tests.web.conftest import Gate, Service, make, service_over, serving
 
 # --- health
 
@@ -176,15 +180,30 @@ async def test_a_full_queue_is_503_and_changes_nothing(dsn: str) -> None:
 # --- numbers
 
 
+METRICS: list[Metric[Any]] = [*STORE, *SURROUNDINGS, *HTTP]
+
+
+@asynccontextmanager
+async def everything(dsn: str, tmp_path: Path) -> AsyncIterator[Service]:
+    """A store of which every number is known: with a journal, and PostgreSQL looked at."""
+    storage = Postgres(dsn)
+    around = Surroundings(storage, tmp_path)
+    options = Options(journal_dir=tmp_path / "journal")
+    async with service_over(storage, options, around=around) as service:
+        await around.look()
+        yield service
+
+
 async def test_stats_has_every_number(dsn: str, tmp_path: Path) -> None:
-    """/stats is one JSON object with every metric that has a value, and the requests answered."""
-    async with service_over(Postgres(dsn), Options(journal_dir=tmp_path)) as service:
+    """/stats is one JSON object with every metric that is one number, and the requests answered."""
+    async with everything(dsn, tmp_path) as service:
         await make(service.api, "a", durability="commit")
         await make(service.api, "b", durability="commit")
 
         answer = await service.api("GET", "/stats")
 
-    names = {metric.name for metric in METRICS} | {"itemstore_http_requests_total"}
+    single = {each.name for each in METRICS if each.kind != "histogram" and not each.label}
+    names = single | {"itemstore_http_requests_total"}
     assert answer.headers["Content-Type"] == "application/json"
     assert answer.headers["Cache-Control"] == "no-store"
     assert set(answer.json) == names
@@ -196,7 +215,7 @@ async def test_stats_has_every_number(dsn: str, tmp_path: Path) -> None:
 
 async def test_metrics_is_what_prometheus_reads(dsn: str, tmp_path: Path) -> None:
     """/metrics is Prometheus' text format and holds every metric with its kind and help."""
-    async with service_over(Postgres(dsn), Options(journal_dir=tmp_path)) as service:
+    async with everything(dsn, tmp_path) as service:
         await make(service.api, "a", durability="commit")
         await service.api("GET", "/items/none")
 
@@ -207,9 +226,11 @@ async def test_metrics_is_what_prometheus_reads(dsn: str, tmp_path: Path) -> Non
     samples = {sample.name: sample for family in families for sample in family.samples}
     by_name = {sample: family for family in families for sample in {s.name for s in family.samples}}
     for metric in METRICS:
-        assert metric.name in samples
-        assert by_name[metric.name].type == metric.kind
-        assert by_name[metric.name].documentation == metric.help
+        name = f"{metric.name}_bucket" if metric.kind == "histogram" else metric.name
+        assert name in samples
+        assert by_name[name].type == metric.kind
+        assert by_name[name].documentation == metric.help
+        assert set(samples[name].labels) - {"le"} == ({metric.label} if metric.label else set())
     assert samples["itemstore_ready"].value == 1
     counted = {
         (sample.labels["route"], sample.labels["status"]): sample.value

@@ -1,0 +1,50 @@
+"""The numbers of the requests, and where those of everything else are read."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from aiohttp import web
+
+from itemstore.metrics import METRICS, Metric
+from itemstore.surroundings import SURROUNDINGS, Surroundings
+from itemstore.web.items import STORE
+from itemstore.web.streams import STREAMS
+from itemstore.web.traffic import Traffic
+
+TRAFFIC: Final = web.AppKey("traffic", Traffic)
+AROUND: Final = web.AppKey("around", Surroundings)
+
+HTTP: Final[tuple[Metric[web.Application], ...]] = (
+    Metric(
+        "itemstore_http_request_duration_seconds",
+        "histogram",
+        "How long requests took to be answered; imports and exports once begun are left out.",
+        lambda app: {str(kind): each for kind, each in app[TRAFFIC].latency.items()},
+        label="kind",
+    ),
+    Metric(
+        "itemstore_http_errors_total",
+        "counter",
+        "Errors answered, by code.",
+        lambda app: app[TRAFFIC].errors,
+        label="code",
+    ),
+    Metric(
+        "itemstore_http_connections",
+        "gauge",
+        "Connections of clients, open now.",
+        lambda app: app[TRAFFIC].connections,
+    ),
+    Metric(
+        "itemstore_http_streams",
+        "gauge",
+        "Imports and exports under way.",
+        lambda app: app[STREAMS].under_way,
+    ),
+)
+
+
+def tables(app: web.Application) -> tuple[tuple[tuple[Metric[Any], ...], Any], ...]:
+    """Each table of metrics, with what its rows read."""
+    return (METRICS, app[STORE]), (SURROUNDINGS, app[AROUND]), (HTTP, app)

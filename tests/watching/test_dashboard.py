@@ -1,0 +1,83 @@
+"""What the dashboard and the alarms ask for is there, in a Prometheus that scraped a store."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from itemstore import surroundings
+from tests.watching.load import under_load
+from tests.watching.prometheus import (
+    LIMIT_S,
+    Prometheus,
+    needs_prometheus,
+    panels,
+    rules,
+    scraping,
+)
+from tests.web.conftest import Service
+from tests.web.test_system import everything
+
+ASKED = {
+    name
+    for query in [*(each.query for each in panels()), *(each.query for each in rules())]
+    for name in re.findall(r"\bitemstore_\w+", query)
+}
+
+
+@pytest.fixture
+async def watched(
+    dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
+    """A store with everything there is to be watched: a journal and a disk of its own too."""
+    monkeypatch.setattr(surroundings, "LOOK_INTERVAL_S", 0.2)
+    async with everything(dsn, tmp_path) as service:
+        yield service
+
+
+async def samples(service: Service) -> dict[str, str]:
+    """The names in /metrics, and each one's kind."""
+    text = (await service.api("GET", "/metrics")).body.decode()
+    return {
+        sample.name: family.type
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+async def test_every_metric_that_is_asked_for_exists(watched: Service) -> None:
+    """Each metric of the dashboard and of the rules is in /metrics, once it was all looked at."""
+    missing = ASKED
+    async with under_load(watched.port):
+        for _ in range(int(LIMIT_S / 0.2)):
+            missing = ASKED - (await samples(watched)).keys()
+            if not missing:
+                break
+            await asyncio.sleep(0.2)
+    assert set() == missing
+
+
+@needs_prometheus
+async def test_every_panel_shows_something(watched: Service, tmp_path: Path) -> None:
+    """Each query of the dashboard returns numbers while a store is under load; no alarm fires."""
+    async with scraping(watched.port, tmp_path) as prometheus, under_load(watched.port):
+        assert [] == await empty_panels(prometheus)
+        assert set() == await prometheus.firing()
+
+
+async def empty_panels(prometheus: Prometheus) -> list[str]:
+    """The panels that show nothing, after all the time they may take."""
+    wanted = panels()
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while wanted:
+                await asyncio.sleep(0.5)
+                wanted = [each for each in wanted if not await prometheus.series(each.query)]
+    except TimeoutError:
+        pass
+    return [f"{each.title}: {each.query}" for each in wanted]
