@@ -128,7 +128,9 @@ async def called(api: Callable[..., Any], method: str, target: str) -> Answer:
     return answer
 
 
-@pytest.mark.parametrize(("route", "target"), TARGETS, ids=str)
+@pytest.mark.parametrize(
+    ("route", "target"), TARGETS, ids=[f"{each.method} {target}" for each, target in TARGETS]
+)
 async def test_every_route_is_for_its_role(service: Service, route: Any, target: str) -> None:
     """Strangers, and each role with and without a prefix, on each route: as ROUTES has it."""
     api = service.api

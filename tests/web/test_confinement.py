@@ -17,6 +17,7 @@ import pytest_asyncio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from itemstore import lister
 from itemstore.core.caller import Role
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
@@ -181,7 +182,12 @@ async def test_an_import_is_confined(service: Service) -> None:
 # --- lists and exports
 
 PREFIXES: Final = ("", "a", PREFIX, f"{PREFIX}/", "b", "a%_x", "\u0430", f"{PREFIX}none", "A%_/")
-LISTS: Final = ("order=id", "order=-created&limit=2", "count=exact", "count=estimated&order=id")
+LISTS: Final = (
+    "order=id",
+    "order=-created&limit=2",
+    "count=exact",
+    "count=estimated&order=id&limit=1",
+)
 FILTERS: Final = ("", "&id=gte.b", "&data.n=gte.1", "&order=data.n", "&fields=id")
 
 
@@ -221,6 +227,18 @@ async def listed(calling: Calling, target: str) -> list[Any]:
         if answer.json["next"] is None:
             return told
         following = f"{target}&cursor={answer.json['next']}"
+
+
+async def test_a_confined_list_tells_of_no_index(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether one is missing depends on how many items others have."""
+    monkeypatch.setattr(lister, "SCAN_MAX", -1)
+    confined = await caller(service, Role.READ, PREFIX)
+
+    for calling, is_told in ((admin(service.api), True), (confined, False)):
+        answer = await calling("GET", "/items?data.hinted=eq.1")
+        assert is_told == ("Itemstore-Hint" in answer.headers)
 
 
 async def test_a_cursor_of_another_leads_nowhere(service: Service) -> None:

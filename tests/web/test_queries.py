@@ -144,8 +144,8 @@ async def test_hints_are_headers(
     """One line a command; they are ASCII whatever the fields are called."""
     commands = ("itemstore index create data.a", "itemstore index create 'data.\"b\\n\"'")
 
-    async def page(asked: Any) -> Page:
-        return Page([], None, hints=commands)
+    async def page(asked: Any, *, hints: bool) -> Page:
+        return Page([], None, hints=commands if hints else ())
 
     monkeypatch.setattr(service.store._lister, "page", page)
     answer = await api("GET", "/items?data.a=eq.1")
@@ -157,7 +157,7 @@ async def test_a_query_too_slow_is_422(
 ) -> None:
     """It says what to do, and does not ask for a repetition."""
 
-    async def page(asked: Any) -> Page:
+    async def page(asked: Any, *, hints: bool) -> Page:
         raise QueryTooSlow("PostgreSQL was given 10 s.")
 
     monkeypatch.setattr(service.store._lister, "page", page)
