@@ -3,14 +3,14 @@
     ItemStoreError
     ├── InvalidInput             the caller sent something that cannot be stored or understood
     │   ├── MalformedRequest, MalformedJSON, InvalidId, InvalidCursor, InvalidParameter,
-    │   │   InvalidETag, InvalidDurability                                         400
+    │   │   InvalidETag, InvalidDurability, InvalidIdempotencyKey                  400
     │   ├── BodyTimeout                                                            408
     │   ├── BodyTooLarge                                                           413
     │   ├── UnsupportedMediaType                                                   415
-    │   └── InvalidItem, InvalidData                                               422
+    │   └── InvalidItem, InvalidData, IdempotencyKeyReused                         422
     ├── RouteNotFound, ItemNotFound                                                404
     ├── MethodNotAllowed                                                           405
-    ├── ItemExists                                                                 409
+    ├── ItemExists, IdempotencyInProgress                                          409
     ├── PreconditionFailed                                                         412
     ├── QueryTooSlow                                                               422
     ├── ItemQuarantined, InternalError                                             500
@@ -97,6 +97,12 @@ class InvalidDurability(InvalidInput):
     code = "invalid_durability"
 
 
+class InvalidIdempotencyKey(InvalidInput):
+    """The idempotency key is not allowed."""
+
+    code = "invalid_idempotency_key"
+
+
 class BodyTimeout(InvalidInput):
     """The body did not arrive in time."""
 
@@ -132,6 +138,13 @@ class InvalidData(InvalidInput):
     code = "invalid_data"
 
 
+class IdempotencyKeyReused(InvalidInput):
+    """The idempotency key belongs to another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
+
+
 class RouteNotFound(ItemStoreError):
     """There is nothing at this path."""
 
@@ -158,6 +171,14 @@ class ItemExists(ItemStoreError):
 
     status = 409
     code = "item_exists"
+
+
+class IdempotencyInProgress(ItemStoreError):
+    """A request with this idempotency key is being answered."""
+
+    status = 409
+    code = "idempotency_in_progress"
+    retry_after_s = 1
 
 
 class PreconditionFailed(ItemStoreError):

@@ -12,7 +12,17 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.caller import ANYBODY, Role
 from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
-from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web import (
+    audit,
+    bulk,
+    items,
+    problems,
+    quarantine,
+    requests,
+    streams,
+    system,
+    traffic,
+)
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -47,6 +57,7 @@ ROUTES: Final = (
     Route("GET", _PARKED, quarantine.get_parked, Kind.HEAVY, Role.ADMIN),
     Route("POST", _PARKED, quarantine.retry, Kind.HEAVY, Role.ADMIN),
     Route("DELETE", _PARKED, quarantine.discard, Kind.HEAVY, Role.ADMIN),
+    Route("GET", "/audit", audit.list_rows, Kind.HEAVY, Role.ADMIN),
     Route("GET", "/livez", system.livez, Kind.SYSTEM, None),
     Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
     Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.ADMIN),
@@ -112,7 +123,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
-    request_id = request[streams.REQUEST_ID] = _id_of(request)
+    request_id = request[requests.REQUEST_ID] = _id_of(request)
     request[requests.CALLER] = ANYBODY
     try:
         response = await handler(request)

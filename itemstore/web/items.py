@@ -13,6 +13,7 @@ from itemstore.core.field import split_fields
 from itemstore.core.item import Item
 from itemstore.core.listing import LIMIT_DEFAULT
 from itemstore.core.operation import Delete, Get, Operation
+from itemstore.core.record import Origin
 from itemstore.core.selection import parse_fields
 from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
@@ -20,6 +21,8 @@ from itemstore.tasks import in_turns
 from itemstore.web import problems, requests
 
 ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
+#: As others call it, for the draft names no such header.
+REPLAYED: Final = "Idempotent-Replayed"
 STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
@@ -54,8 +57,10 @@ async def create_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    item = await store.write(requests.create(await requests.json_body(request)), level)
-    return _answer(item, durability=level)
+    raw = await requests.body(request)
+    origin = requests.origin(request, requests.once(request, raw))
+    item = await store.write(requests.create(requests.parsed(raw)), level, origin)
+    return _marked(_answer(item, durability=level), origin)
 
 
 async def put_item(request: web.Request) -> web.Response:
@@ -64,7 +69,9 @@ async def put_item(request: web.Request) -> web.Response:
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
     body = await requests.json_body(request)
-    return _answer(await store.write(requests.put(body, item_id, when), level), durability=level)
+    operation = requests.put(body, item_id, when)
+    item = await store.write(operation, level, requests.origin(request))
+    return _answer(item, durability=level)
 
 
 async def patch_item(request: web.Request) -> web.Response:
@@ -73,7 +80,9 @@ async def patch_item(request: web.Request) -> web.Response:
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
     body = await requests.json_body(request, requests.MERGE_PATCH)
-    return _answer(await store.write(requests.patch(body, item_id, when), level), durability=level)
+    operation = requests.patch(body, item_id, when)
+    item = await store.write(operation, level, requests.origin(request))
+    return _answer(item, durability=level)
 
 
 async def delete_item(request: web.Request) -> web.Response:
@@ -81,7 +90,8 @@ async def delete_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level = store.level(requests.durability(request))
-    await store.delete(item_id, when=requests.condition(request), durability=level)
+    when, origin = requests.condition(request), requests.origin(request)
+    await store.delete(item_id, when=when, durability=level, origin=origin)
     return web.Response(status=204, headers={"Durability": level})
 
 
@@ -124,32 +134,30 @@ async def batch(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    body = await requests.json_body(
-        request, limit=requests.BATCH_BODY_MAX_BYTES, depth=requests.BATCH_LEVELS
-    )
+    raw = await requests.body(request, limit=requests.BATCH_BODY_MAX_BYTES)
+    origin = requests.origin(request, requests.once(request, raw))
+    body = requests.parsed(raw, depth=requests.BATCH_LEVELS)
     given = await in_turns(requests.operation_or_error, requests.operations(body))
-    outcomes = iter(
-        await store.batch(
-            [each for each in given if not isinstance(each, ItemStoreError)], durability=level
-        )
-    )
-
-    def result(numbered: tuple[int, Operation | ItemStoreError]) -> dict[str, Any]:
-        index, each = numbered
-        if isinstance(each, ItemStoreError):
-            return _result(index, None, each)
-        return _result(index, each, next(outcomes))
-
-    results = await in_turns(result, list(enumerate(given)))
-    return web.Response(
+    outcomes = await store.batch(given, durability=level, origin=origin)
+    told = list(zip(range(len(given)), given, outcomes, strict=True))
+    results = await in_turns(lambda each: _result(*each), told)
+    response = web.Response(
         body=orjson.dumps({"results": results}),
         content_type="application/json",
         headers={"Durability": level, hdrs.CACHE_CONTROL: "no-store"},
     )
+    return _marked(response, origin)
+
+
+def _marked(response: web.Response, origin: Origin) -> web.Response:
+    """Says so if any of it is what an earlier request with the same key was answered."""
+    if origin.once is not None and origin.once.replayed:
+        response.headers[REPLAYED] = "true"
+    return response
 
 
 def _result(
-    index: int, operation: Operation | None, outcome: Item | ItemStoreError | None
+    index: int, operation: Operation | ItemStoreError, outcome: Item | ItemStoreError | None
 ) -> dict[str, Any]:
     """What the operation would have been answered with as a request of its own."""
     if isinstance(outcome, ItemStoreError):
