@@ -70,6 +70,97 @@ COMMENT ON COLUMN quarantine.created_at IS 'The item''s created_at.';
 COMMENT ON COLUMN quarantine.error      IS 'What PostgreSQL said.';
 COMMENT ON COLUMN quarantine.at         IS 'When it was put here.';
 
+CREATE TABLE IF NOT EXISTS store_meta (
+    one            boolean PRIMARY KEY DEFAULT true CHECK (one),
+    schema_version integer NOT NULL,
+    store_id       uuid    NOT NULL DEFAULT gen_random_uuid()
+);
+
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS purged_before bigint NOT NULL DEFAULT 0;
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS audit boolean NOT NULL DEFAULT false;
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS audit_us bigint NOT NULL DEFAULT 7776000000000;
+ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS keys_revision bigint NOT NULL DEFAULT 0;
+
+COMMENT ON TABLE  store_meta                IS 'One row about this store.';
+COMMENT ON COLUMN store_meta.one            IS 'Keeps the table at one row.';
+COMMENT ON COLUMN store_meta.schema_version IS 'The version of this file that was applied last.';
+COMMENT ON COLUMN store_meta.store_id       IS 'Tells one store''s database from another''s.';
+COMMENT ON COLUMN store_meta.purged_before  IS 'Deletes older than this version may be forgotten: an older write can no longer be judged.';
+COMMENT ON COLUMN store_meta.audit          IS 'Whether changes by other hands are audited: the store''s setting AUDIT.';
+COMMENT ON COLUMN store_meta.audit_us       IS 'How old an audit row must be before it can be deleted, in microseconds: AUDIT_RETENTION.';
+COMMENT ON COLUMN store_meta.keys_revision  IS 'Grows with every change of api_keys: by it each instance sees that it must read them again.';
+
+-- Who changed what: a row for every accepted write, committed with it, also for those that a newer
+-- write replaced before they were written; where the setting AUDIT is on.
+CREATE TABLE IF NOT EXISTS audit (
+    version    bigint NOT NULL,
+    id         text COLLATE "C" NOT NULL,
+    at         timestamptz NOT NULL,
+    what       text   NOT NULL,
+    caller     text   NOT NULL,
+    request_id text,
+    address    text,
+    PRIMARY KEY (version, id)
+);
+
+CREATE INDEX IF NOT EXISTS audit_id_version ON audit (id, version);
+CREATE INDEX IF NOT EXISTS audit_caller_version ON audit (caller, version);
+
+COMMENT ON TABLE  audit            IS 'Who changed what. Rows are only added; those older than AUDIT_RETENTION are purged.';
+COMMENT ON COLUMN audit.version    IS 'The version that the change gave the item, or that its delete has.';
+COMMENT ON COLUMN audit.id         IS 'The item; the empty string for a TRUNCATE, which means all items.';
+COMMENT ON COLUMN audit.at         IS 'The version as a time.';
+COMMENT ON COLUMN audit.what       IS 'create, put, patch, delete, import or repeat (out of quarantine); insert, update, delete or truncate by another hand.';
+COMMENT ON COLUMN audit.caller     IS 'Who asked for it; of another hand sql: and the role.';
+COMMENT ON COLUMN audit.request_id IS 'The id of the request; of another hand its application_name.';
+COMMENT ON COLUMN audit.address    IS 'The address it came from, if it is known.';
+
+CREATE OR REPLACE FUNCTION itemstore_audit_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' THEN
+        IF NOT EXISTS (SELECT FROM gone, store_meta
+                        WHERE version >= (extract(epoch FROM clock_timestamp()) * 1000000)::bigint - audit_us) THEN
+            RETURN NULL;
+        END IF;
+    END IF;
+    RAISE EXCEPTION 'The audit is append-only: nobody changes it, and only rows older than AUDIT_RETENTION can be deleted.'
+        USING ERRCODE = 'restrict_violation';
+END $$;
+
+CREATE OR REPLACE TRIGGER itemstore_audit_delete AFTER DELETE ON audit
+    REFERENCING OLD TABLE AS gone FOR EACH STATEMENT EXECUTE FUNCTION itemstore_audit_is_kept();
+CREATE OR REPLACE TRIGGER itemstore_audit_update BEFORE UPDATE OR TRUNCATE ON audit
+    FOR EACH STATEMENT EXECUTE FUNCTION itemstore_audit_is_kept();
+
+-- Requests with an Idempotency-Key: a row for each operation that was carried out, committed with it.
+CREATE TABLE IF NOT EXISTS idempotency (
+    caller     text COLLATE "C" NOT NULL,
+    key        text COLLATE "C" NOT NULL,
+    position   integer NOT NULL,
+    payload    text    NOT NULL,
+    what       text    NOT NULL,
+    id         text COLLATE "C" NOT NULL,
+    version    bigint  NOT NULL,
+    created_us bigint  NOT NULL,
+    deleted    boolean NOT NULL,
+    data       text,
+    PRIMARY KEY (caller, key, position)
+) WITH (autovacuum_vacuum_scale_factor = 0.05);
+
+CREATE INDEX IF NOT EXISTS idempotency_version ON idempotency (version);
+
+COMMENT ON TABLE  idempotency            IS 'What requests with an Idempotency-Key came to, so that a repetition is answered and not carried out.';
+COMMENT ON COLUMN idempotency.caller     IS 'Whose key it is.';
+COMMENT ON COLUMN idempotency.key        IS 'The key.';
+COMMENT ON COLUMN idempotency.position   IS 'Of the operation in a batch, from 0 on.';
+COMMENT ON COLUMN idempotency.payload    IS 'A digest of the request: another one with this key is refused.';
+COMMENT ON COLUMN idempotency.what       IS 'The operation.';
+COMMENT ON COLUMN idempotency.id         IS 'The item it changed.';
+COMMENT ON COLUMN idempotency.version    IS 'The version it gave the item; purged after IDEMPOTENCY_RETENTION.';
+COMMENT ON COLUMN idempotency.created_us IS 'The item''s created_at, in microseconds since 1970.';
+COMMENT ON COLUMN idempotency.deleted    IS 'Whether it deleted the item.';
+COMMENT ON COLUMN idempotency.data       IS 'What the item became, where the request does not say so itself: a patch.';
+
 -- Rows changed by another hand than the store's ----------------------------------------------------
 --
 -- You may INSERT, UPDATE, DELETE and TRUNCATE items in psql. Triggers give such a change a version and
@@ -98,6 +189,14 @@ CREATE OR REPLACE FUNCTION itemstore_version(previous bigint) RETURNS bigint
     SELECT greatest(previous + 1, (extract(epoch FROM clock_timestamp()) * 1000000)::bigint) | 1
 $$;
 
+-- What the audit says of such a change, if it is on.
+CREATE OR REPLACE FUNCTION itemstore_foreign_audit(version bigint, id text, what text) RETURNS SETOF audit
+    LANGUAGE sql STABLE AS $$
+    SELECT $1, $2, timestamptz 'epoch' + $1 * interval '1 microsecond', $3, 'sql:' || session_user,
+           NULLIF(current_setting('application_name'), ''), host(inet_client_addr())
+      FROM store_meta WHERE audit
+$$;
+
 CREATE OR REPLACE FUNCTION itemstore_foreign_row() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.version    := itemstore_version(greatest(
@@ -109,9 +208,11 @@ BEGIN
         INSERT INTO tombstones (id, version, deleted_at) VALUES (OLD.id, NEW.version, NEW.updated_at)
             ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted_at = excluded.deleted_at;
         INSERT INTO foreign_changes (id, version) VALUES (OLD.id, NEW.version);
+        INSERT INTO audit SELECT * FROM itemstore_foreign_audit(NEW.version, OLD.id, 'delete');
     END IF;
     DELETE FROM tombstones WHERE id = NEW.id;
     INSERT INTO foreign_changes (id, version) VALUES (NEW.id, NEW.version);
+    INSERT INTO audit SELECT * FROM itemstore_foreign_audit(NEW.version, NEW.id, lower(TG_OP));
     NOTIFY itemstore_foreign_changes;
     RETURN NEW;
 END $$;
@@ -125,6 +226,8 @@ BEGIN
         INSERT INTO tombstones (id, version, deleted_at)
         SELECT id, version, timestamptz 'epoch' + version * interval '1 microsecond' FROM foreign_rows
             ON CONFLICT (id) DO UPDATE SET version = excluded.version, deleted_at = excluded.deleted_at
+    ), audited AS (
+        INSERT INTO audit SELECT row.* FROM foreign_rows f, itemstore_foreign_audit(f.version, f.id, 'delete') AS row
     )
     INSERT INTO foreign_changes (id, version) SELECT id, version FROM foreign_rows;
     IF FOUND THEN
@@ -134,9 +237,11 @@ BEGIN
 END $$;
 
 CREATE OR REPLACE FUNCTION itemstore_foreign_truncate() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    end_version bigint := (SELECT itemstore_version(coalesce(max(version), 0)) FROM items);
 BEGIN
-    INSERT INTO foreign_changes (id, version)
-        SELECT '', itemstore_version(coalesce(max(version), 0)) FROM items;
+    INSERT INTO foreign_changes (id, version) VALUES ('', end_version);
+    INSERT INTO audit SELECT * FROM itemstore_foreign_audit(end_version, '', 'truncate');
     NOTIFY itemstore_foreign_changes;
     RETURN NULL;
 END $$;
@@ -219,23 +324,6 @@ COMMENT ON COLUMN api_keys.role       IS 'read, write or admin.';
 COMMENT ON COLUMN api_keys.prefix     IS 'What the ids begin with that it is confined to; empty for none.';
 COMMENT ON COLUMN api_keys.created_at IS 'When it was made.';
 COMMENT ON COLUMN api_keys.expires_at IS 'From then on it lets nobody in; NULL for never.';
-
-CREATE TABLE IF NOT EXISTS store_meta (
-    one            boolean PRIMARY KEY DEFAULT true CHECK (one),
-    schema_version integer NOT NULL,
-    store_id       uuid    NOT NULL DEFAULT gen_random_uuid()
-);
-
-ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS purged_before bigint NOT NULL DEFAULT 0;
-ALTER TABLE store_meta ADD COLUMN IF NOT EXISTS keys_revision bigint NOT NULL DEFAULT 0;
-
-COMMENT ON TABLE  store_meta                IS 'One row about this store.';
-COMMENT ON COLUMN store_meta.one            IS 'Keeps the table at one row.';
-COMMENT ON COLUMN store_meta.schema_version IS 'The version of this file that was applied last.';
-COMMENT ON COLUMN store_meta.store_id       IS 'Tells one store''s database from another''s.';
-COMMENT ON COLUMN store_meta.purged_before  IS 'Deletes older than this version may be forgotten: an older write can no longer be judged.';
-
-COMMENT ON COLUMN store_meta.keys_revision  IS 'Grows with every change of api_keys: by it each instance sees that it must read them again.';
 
 CREATE OR REPLACE FUNCTION itemstore_keys_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -13,6 +13,7 @@ from itemstore.core.condition import Condition
 from itemstore.core.item import Item
 from itemstore.core.listing import Page
 from itemstore.core.operation import Create, Delete, Get, Patch, Put
+from itemstore.core.record import Once, Origin
 from itemstore.options import Durability, Options, Preload
 from itemstore.store import ItemStore
 
@@ -24,7 +25,9 @@ __all__ = [
     "Get",
     "Item",
     "ItemStore",
+    "Once",
     "Options",
+    "Origin",
     "Page",
     "Patch",
     "Preload",

@@ -8,15 +8,17 @@ from collections.abc import Callable
 from functools import partial
 
 from itemstore.accepted import settle
-from itemstore.core.queue import Change
-from itemstore.errors import CommitUnconfirmed
+from itemstore.core.queue import Change, WriteQueue
+from itemstore.errors import CommitUnconfirmed, ItemQuarantined
+from itemstore.options import Durability
 
 
 class Deadlines:
     """All have the same time, so they run out in the order in which they came."""
 
-    def __init__(self, limit_s: float) -> None:
+    def __init__(self, limit_s: float, queue: WriteQueue) -> None:
         self.limit_s = limit_s
+        self._queue = queue
         self._line: deque[tuple[float, asyncio.Future[None], Callable[[], Exception]]] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -36,6 +38,21 @@ class Deadlines:
         done = self.future(partial(self._unconfirmed, change.version))
         change.settled += (partial(settle, done),)
         return done
+
+    def durable(self, change: Change, level: Durability) -> asyncio.Future[None] | None:
+        """Settled when what was accepted before is as durable as this; None if it is already.
+
+        Raises ItemQuarantined if it will not be.
+        """
+        pending = self._queue.bearing(change.id, change.version)
+        if pending is None or (level is Durability.MEMORY and pending.is_acked):
+            return None
+        if self._queue.parked.get(change.id) is pending:
+            raise ItemQuarantined(
+                f"The item {change.id!r} was accepted as it is, but PostgreSQL has refused it. See "
+                "itemstore quarantine list, and correct the data or the rule."
+            )
+        return self.commit(pending)
 
     def _unconfirmed(self, version: int) -> CommitUnconfirmed:
         return CommitUnconfirmed(

@@ -3,16 +3,16 @@
     ItemStoreError
     ├── InvalidInput             the caller sent something that cannot be stored or understood
     │   ├── MalformedRequest, MalformedJSON, InvalidId, InvalidCursor, InvalidParameter,
-    │   │   InvalidETag, InvalidDurability                                         400
+    │   │   InvalidETag, InvalidDurability, InvalidIdempotencyKey                  400
     │   ├── BodyTimeout                                                            408
     │   ├── BodyTooLarge                                                           413
     │   ├── UnsupportedMediaType                                                   415
-    │   └── InvalidItem, InvalidData                                               422
+    │   └── InvalidItem, InvalidData, IdempotencyKeyReused                         422
     ├── Unauthenticated                                                            401
     ├── Forbidden                                                                  403
     ├── RouteNotFound, ItemNotFound, KeyNotFound                                   404
     ├── MethodNotAllowed                                                           405
-    ├── ItemExists, TooManyKeys                                                    409
+    ├── ItemExists, TooManyKeys, IdempotencyInProgress                             409
     ├── PreconditionFailed                                                         412
     ├── QueryTooSlow                                                               422
     ├── ItemQuarantined, InternalError                                             500
@@ -101,6 +101,12 @@ class InvalidDurability(InvalidInput):
     code = "invalid_durability"
 
 
+class InvalidIdempotencyKey(InvalidInput):
+    """The idempotency key is not allowed."""
+
+    code = "invalid_idempotency_key"
+
+
 class BodyTimeout(InvalidInput):
     """The body did not arrive in time."""
 
@@ -134,6 +140,13 @@ class InvalidData(InvalidInput):
 
     status = 422
     code = "invalid_data"
+
+
+class IdempotencyKeyReused(InvalidInput):
+    """The idempotency key belongs to another request."""
+
+    status = 422
+    code = "idempotency_key_reused"
 
 
 class Unauthenticated(ItemStoreError):
@@ -198,6 +211,14 @@ class TooManyKeys(ItemStoreError):
 
     status = 409
     code = "too_many_keys"
+
+
+class IdempotencyInProgress(ItemStoreError):
+    """A request with this idempotency key is being answered."""
+
+    status = 409
+    code = "idempotency_in_progress"
+    retry_after_s = 1
 
 
 class PreconditionFailed(ItemStoreError):

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Final
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.item import VersionClock
-from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.queue import Change, WriteQueue, trace
 from itemstore.core.recent import RECENT_S
+from itemstore.core.record import unpacked
 from itemstore.errors import DurabilityUnavailable, InvalidDurability, StartupError
 from itemstore.options import Durability, Options
 from itemstore.storage import Found
@@ -162,6 +163,8 @@ class Journaling:
         left = self._queue.dirty()
         for change in left:
             self.journal.append(change, None)
+            for record in reversed(change.earlier):
+                self.journal.append(trace(change.id, unpacked(record).version, record), None)
         is_kept = await self.journal.flush() if left else True
         await self.journal.close(keep=bool(left))
         return is_kept

@@ -170,6 +170,12 @@ METRICS: tuple[Metric[ItemStore], ...] = (
         lambda s: s.queue.coalesced,
     ),
     Metric(
+        "itemstore_writes_replayed_total",
+        "counter",
+        "Writes answered as an earlier request with the same Idempotency-Key was.",
+        lambda s: s.repetitions.replayed,
+    ),
+    Metric(
         "itemstore_writes_refused_total",
         "counter",
         "Writes refused because the queue was full.",

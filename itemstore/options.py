@@ -56,6 +56,11 @@ class Options:
     query_timeout_s: float = 10.0
     #: How long deletes are remembered; must exceed any time a write can be late.
     tombstone_retention_s: float = 7 * 24 * 3600.0
+    #: Whether each accepted write leaves a row in the table audit, and how long that is kept.
+    audit: bool = False
+    audit_retention_s: float = 90 * 24 * 3600.0
+    #: How long a request with an idempotency key is remembered.
+    idempotency_retention_s: float = 24 * 3600.0
     #: How long the writer lease lasts after the last sign of life of its holder.
     lease_s: float = 10.0
     #: How long a write waits for this instance to get the lease.

@@ -364,14 +364,19 @@ class Persister:
     async def _purge_if_due(self) -> None:
         if self._monotonic() < self._purge_at or self._stopping:
             return
-        before = self._now_us() - int(self._options.tombstone_retention_s * 1_000_000)
+        before = self._before(self._options.tombstone_retention_s)
         try:
             purged = await self._storage.purge(before)
+            keys_before = self._before(self._options.idempotency_retention_s)
+            purged += await self._storage.purge_records(keys_before)
         except StorageError as failure:
             purged = 0
             self._log.warning("purge_failed", reason=str(failure))
         if not purged:  # else more may be left: go on after the next batch
             self._purge_at = self._monotonic() + PURGE_INTERVAL_S
+
+    def _before(self, retention_s: float) -> int:
+        return self._now_us() - int(retention_s * 1_000_000)
 
 
 def halves(part: list[Change]) -> tuple[list[Change], list[Change]]:

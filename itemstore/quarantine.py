@@ -15,6 +15,7 @@ from itemstore.core.data import Encoded
 from itemstore.core.item import version_of
 from itemstore.core.operation import Repeat
 from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.record import Origin
 from itemstore.errors import DatabaseUnavailable, ItemNotFound
 from itemstore.lease import WriterLease
 from itemstore.storage import Parked, Storage, StorageError
@@ -31,7 +32,7 @@ class Quarantine:
         lease: WriterLease,
         log: FilteringBoundLogger,
         *,
-        write: Callable[[Repeat], Awaitable[object]],
+        write: Callable[[Repeat, Origin | None], Awaitable[object]],
     ) -> None:
         self._cache = cache
         self._queue = queue
@@ -58,8 +59,8 @@ class Quarantine:
         """What is in it of this item. Raises DatabaseUnavailable."""
         return next((each for each in await self.list() if each.change.id == item_id), None)
 
-    async def retry(self, item_id: str) -> None:
-        """Writes it again, as of now, and waits for the commit.
+    async def retry(self, item_id: str, origin: Origin | None = None) -> None:
+        """Writes it again, as of now, and waits for the commit. ``origin`` is who asks for it.
 
         Raises ItemQuarantined if PostgreSQL refuses it again, ItemNotFound, PreconditionFailed if
         the item was written since, Unavailable.
@@ -67,9 +68,8 @@ class Quarantine:
         await self._lease.to_accept()
         change = await self._parked(item_id)
         data = change.data
-        await self._write(
-            Repeat(item_id, None if data is None else Encoded(data), version=change.version)
-        )
+        text = None if data is None else Encoded(data)
+        await self._write(Repeat(item_id, text, version=change.version), origin)
         self._log.warning("quarantine_retried", id=item_id, version=change.version)
 
     async def discard(self, item_id: str) -> None:

@@ -214,6 +214,23 @@ class Settings(BaseSettings):
         "a time from 1h, such as 7d",
         ge=3600,
     )
+    audit: bool = _setting(
+        _DEFAULTS.audit,
+        "Whether each accepted write leaves a row in the table audit: who changed what.",
+        "true or false",
+    )
+    audit_retention: Seconds = _setting(
+        _DEFAULTS.audit_retention_s,
+        "How long these rows are kept; nothing removes one earlier.",
+        "a time from 1h, such as 90d",
+        ge=3600,
+    )
+    idempotency_retention: Seconds = _setting(
+        _DEFAULTS.idempotency_retention_s,
+        "How long a request with an Idempotency-Key is remembered.",
+        "a time from 10m, such as 24h",
+        ge=600,
+    )
     shutdown_timeout: Seconds = _setting(
         _DEFAULTS.shutdown_timeout_s,
         "How long stopping may take: finishing requests and emptying the write queue. Must be "
@@ -271,6 +288,9 @@ class Settings(BaseSettings):
             commit_timeout_s=self.commit_timeout,
             query_timeout_s=self.query_timeout,
             tombstone_retention_s=self.tombstone_retention,
+            audit=self.audit,
+            audit_retention_s=self.audit_retention,
+            idempotency_retention_s=self.idempotency_retention,
             shutdown_timeout_s=self.shutdown_timeout,
         )
 

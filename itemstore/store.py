@@ -16,7 +16,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
@@ -24,35 +24,25 @@ from itemstore import memory
 from itemstore.accepted import Accepted, finished, outcome, settle
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
+from itemstore.audit import Audit
 from itemstore.core import listing
 from itemstore.core.cache import Cache
-from itemstore.core.condition import ALWAYS, Condition
-from itemstore.core.data import Encoded
 from itemstore.core.item import Item, VersionClock, check_id, following, version_of
-from itemstore.core.operation import (
-    KEEP,
-    Create,
-    Delete,
-    Get,
-    Import,
-    Operation,
-    Patch,
-    Put,
-    Write,
-)
+from itemstore.core.operation import KEEP, Get, Import, Operation, Write, is_unnamed, named
 from itemstore.core.query import Filters
-from itemstore.core.queue import Change, WriteQueue
+from itemstore.core.queue import Change, Write, is_unnamed
 from itemstore.core.recent import Recent
+from itemstore.core.record import Origin
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
     DatabaseUnavailable,
     ItemNotFound,
-    ItemQuarantined,
     ItemStoreError,
     Starting,
     StartupError,
     Stopping,
 )
+from itemstore.forms import ShortForms
 from itemstore.journaling import Journaling
 from itemstore.keeper import Keeper
 from itemstore.lease import WriterLease
@@ -64,7 +54,10 @@ from itemstore.packer import Packer
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
 from itemstore.reader import UNKNOWN, Reader
-from itemstore.storage import Storage, StorageError
+from itemstore.recorder import Recorder
+from itemstore.repetitions import UNKNOWN as NOT_ASKED
+from itemstore.repetitions import Repetitions
+from itemstore.storage import Found, Storage, StorageError
 from itemstore.succession import Succession
 from itemstore.tasks import end, give_way, until_answered
 from itemstore.watcher import Watcher
@@ -83,7 +76,7 @@ _monotonic: Final = partial(
 )
 
 
-class ItemStore:
+class ItemStore(ShortForms):
     """Items in memory, persisted to PostgreSQL. Made by ``ItemStore.open``."""
 
     def __init__(
@@ -134,7 +127,7 @@ class ItemStore:
             storage,
             self.lease,
             self.log,
-            write=partial(self.write, durability=Durability.COMMIT),
+            write=lambda operation, origin: self.write(operation, Durability.COMMIT, origin),
         )
         self.reader = Reader(
             self.cache,
@@ -152,10 +145,19 @@ class ItemStore:
             on_version=self.clock.saw,
             epoch=lambda: self.lease.held_epoch,
         )
+        self.repetitions = Repetitions(
+            storage,
+            kept_s=self.options.idempotency_retention_s,
+            epoch=lambda: self.lease.held_epoch,
+            now_us=now_us,
+            monotonic=monotonic,
+        )
+        self._recorder = Recorder(self.queue, self.repetitions, audits=self.options.audit)
+        self.audit = Audit(storage, flush=self.flush, time_limit_s=self.options.query_timeout_s)
         self._lister = Lister(storage, self.log, monotonic=monotonic)
         self.keeper = Keeper(self.cache, self.queue, recent, self.loader.awaited, cache_bytes)
         self._ids = Allocator(storage, self.cache, self.queue)
-        self._deadlines = Deadlines(self.options.commit_timeout_s)
+        self._deadlines = Deadlines(self.options.commit_timeout_s, self.queue)
         self._succession = Succession(
             self.cache,
             self.queue,
@@ -227,7 +229,7 @@ class ItemStore:
         """
         try:
             async with asyncio.timeout(connect_timeout_s):
-                found = await until_answered(self._storage.open, self.log)
+                found = await until_answered(self._open, self.log)
         except TimeoutError:
             raise StartupError(
                 f"PostgreSQL did not answer within {connect_timeout_s:g} s. Is it running, "
@@ -242,6 +244,10 @@ class ItemStore:
         for each in (self.watcher, self.packer, self.keeper):
             self._others.append(asyncio.create_task(each.run(), name=type(each).__name__.lower()))
         self._closed_by = None
+
+    async def _open(self) -> Found:
+        kept_s = self.options.audit_retention_s if self.options.audit else None
+        return await self._storage.open(audit_s=kept_s)
 
     async def close(
         self, time_limit_s: float | None = None, *, hurry: asyncio.Event | None = None
@@ -259,6 +265,7 @@ class ItemStore:
         self.lease.refuse()
         await self._ids.close()
         await self.loader.close()
+        await self.repetitions.close()
         if self._persisting is not None:
             self.persister.stop()
             waited = [self._persisting, asyncio.create_task(hurry.wait())]
@@ -362,77 +369,45 @@ class ItemStore:
 
     # --- writing
 
-    async def create(
-        self,
-        data: Mapping[str, Any] | Encoded,
-        *,
-        item_id: str | None = None,
-        durability: Durability | str | None = None,
-    ) -> Item:
-        """A new item, under the given id or a generated one.
-
-        Raises ItemExists if there is one with this id, InvalidId, InvalidData, Unavailable.
-        """
-        return await self.write(Create(data, item_id), durability)
-
-    async def put(
-        self,
-        item_id: str,
-        data: Mapping[str, Any] | Encoded,
-        *,
-        when: Condition = ALWAYS,
-        durability: Durability | str | None = None,
-    ) -> Item:
-        """Creates or replaces the item; its ``is_new`` tells which.
-
-        Raises PreconditionFailed if ``when`` does not hold, InvalidId, InvalidData, Unavailable.
-        """
-        return await self.write(Put(item_id, data, when), durability)
-
-    async def patch(
-        self,
-        item_id: str,
-        patch: Mapping[str, Any],
-        *,
-        when: Condition = ALWAYS,
-        durability: Durability | str | None = None,
-    ) -> Item:
-        """Changes the item's data by a JSON merge patch (RFC 7396).
-
-        Raises ItemNotFound, PreconditionFailed, InvalidData if the result cannot be stored,
-        Unavailable.
-        """
-        return await self.write(Patch(item_id, patch, when), durability)
-
-    async def delete(
-        self,
-        item_id: str,
-        *,
-        when: Condition = ALWAYS,
-        durability: Durability | str | None = None,
-    ) -> None:
-        """Deletes the item. Raises ItemNotFound, PreconditionFailed, InvalidId, Unavailable."""
-        await self.write(Delete(item_id, when), durability)
-
     async def batch(
-        self, operations: Sequence[Operation], *, durability: Durability | str | None = None
+        self,
+        operations: Sequence[Operation | ItemStoreError],
+        *,
+        durability: Durability | str | None = None,
+        origin: Origin | None = None,
     ) -> Sequence[Item | ItemStoreError | None]:
         """Carries the operations out one after another; one result each, in their order.
 
         Each stands alone: a result is the item, None for a delete, or the error that stopped this
-        operation and no other. Their commits are waited for together.
+        operation and no other. Their commits are waited for together. An error among them is what
+        is wrong with an operation, and its own result. With an idempotency key, what an earlier
+        batch with it carried out is answered again and not repeated. Raises IdempotencyInProgress,
+        IdempotencyKeyReused.
         """
+        if origin is None or origin.once is None:
+            return await self._batch(operations, durability, origin)
+        with self.repetitions.alone(origin):
+            return await self._batch(operations, durability, origin)
+
+    async def _batch(
+        self,
+        operations: Sequence[Operation | ItemStoreError],
+        durability: Durability | str | None,
+        origin: Origin | None,
+    ) -> Sequence[Item | ItemStoreError | None]:
         self._check_open()
         level = self.level(durability)
-        if any(not isinstance(op, Get) for op in operations):
+        valid = [each for each in operations if not isinstance(each, ItemStoreError)]
+        if any(not isinstance(each, Get) for each in valid):
             await self.lease.to_accept()
-        failures = await self.reader.load_all(op.id for op in operations)
+            if origin is not None and origin.once is not None:
+                await self.repetitions.look_up(origin)
+        failures = await self.reader.load_all(each.id for each in valid)
         begun: list[Accepted | Item | ItemStoreError] = []
-        for number, operation in enumerate(operations, 1):
-            begun.append(
-                await outcome(self._begin(operation, level, failures.get(operation.id or "")))
-            )
-            await give_way(number)
+        for position, operation in enumerate(operations):
+            step = self._begin(operation, level, failures, origin, position)
+            begun.append(await outcome(step))
+            await give_way(position + 1)
         return [
             await outcome(finished(each)) if isinstance(each, Accepted) else each for each in begun
         ]
@@ -447,84 +422,112 @@ class ItemStore:
             self._check_open()
         return self.journaling.level(durability)
 
-    async def write(self, operation: Write, durability: Durability | str | None = None) -> Item:
-        """Carries out one operation; the methods above are its short forms.
+    async def write(
+        self,
+        operation: Write,
+        durability: Durability | str | None = None,
+        origin: Origin | None = None,
+    ) -> Item:
+        """Carries out one operation; the methods of ``ShortForms`` are its short forms.
 
-        Returns the item as it is now; of a deleted one what is left: its id and version.
+        Returns the item as it is now; of a deleted one what is left: its id and version. With an
+        idempotency key, what an earlier call with it returned, if there was one: ``replayed`` of
+        the origin's ``once`` tells. Raises IdempotencyInProgress, IdempotencyKeyReused.
         """
+        if origin is None or origin.once is None:
+            return await self._write(operation, durability, origin)
+        with self.repetitions.alone(origin):
+            return await self._write(operation, durability, origin)
+
+    async def _write(
+        self, operation: Write, durability: Durability | str | None, origin: Origin | None
+    ) -> Item:
         level = self.level(durability)
-        accepted = self.accept_now(operation, level)
+        accepted = self.accept_now(operation, level, origin)
         if accepted is None:
-            accepted = await self.accept(operation, level)
+            accepted = await self.accept(operation, level, origin=origin)
         if accepted.done is not None:
             await accepted.done
         return accepted.item
 
-    def accept_now(self, operation: Write, level: Durability) -> Accepted | None:
+    def accept_now(
+        self, operation: Write, level: Durability, origin: Origin | None = None
+    ) -> Accepted | None:
         """Decides and applies the operation, unless something must be waited for: then None.
 
         Raises what ``write`` does; then nothing was changed.
         """
         self.check_accepting(level)
-        return self._decide(operation, level) if self.admission.is_open else None
+        return self._decide(operation, level, origin, 0) if self.admission.is_open else None
 
-    def _decide(self, operation: Write, level: Durability) -> Accepted | None:
+    def _decide(
+        self, operation: Write, level: Durability, origin: Origin | None, position: int
+    ) -> Accepted | None:
         if not self.lease.may_accept():
             return None
-        old = None
-        item_id = operation.id or self._ids.take()
+        if origin is not None and origin.once is not None:
+            earlier = self.repetitions.answer(operation, origin, position)
+            if earlier is not None:
+                return None if earlier is NOT_ASKED else self._stands(earlier, level)
+        item_id = operation.id or named(operation, self._ids.take())
         if item_id is None:
             return None
-        if isinstance(operation, Create | Import) and operation.id is None and operation.prefix:
-            item_id = operation.id = operation.prefix + item_id
-            operation.is_named = True
+        old = None
         if operation.id is not None:
             known = self.reader.known(item_id)
-            if known is UNKNOWN:
-                return None
-            if known is not None and isinstance(operation, Create | Import) and operation.is_named:
-                operation.id = None  # a client chose it: the next one, then
+            if known is UNKNOWN or (known is not None and is_unnamed(operation)):
                 return None
             old = known
         text = operation.decide(old)
         if text is KEEP:
-            return self._keep(item_id, old or b"", level)
-        created_us = operation.created_us if isinstance(operation, Import) else None
-        return self._apply(item_id, old, text, level, created_us)
+            entry = old or b""
+            kept = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
+            return self._stands(kept, level)
+        return self._apply(operation, item_id, old, text, level, origin, position)
 
     async def accept(
-        self, operation: Write, level: Durability, hold_s: float | None = None
+        self,
+        operation: Write,
+        level: Durability,
+        hold_s: float | None = None,
+        *,
+        origin: Origin | None = None,
+        position: int = 0,
     ) -> Accepted:
         """Decides and applies the operation as soon as that needs no pause; raises as ``write``.
 
-        It may have yet to become durable. ``hold_s`` is how long it waits for the lease.
+        It may have yet to become durable. ``hold_s`` is how long it waits for the lease;
+        ``position`` is that of the operation in the batch of ``origin``.
         """
         deadline = self.monotonic() + (self.options.hold_s if hold_s is None else hold_s)
         while True:
             self.check_accepting(level)
             await self.lease.to_accept(deadline - self.monotonic())
             await self.admission.enter()
-            accepted = self._decide(operation, level)
+            accepted = self._decide(operation, level, origin, position)
             if accepted is not None:
                 return accepted
-            if operation.id is None:
+            if origin is not None and self.repetitions.has_to_ask(origin, position):
+                await self.repetitions.look_up(origin)
+            elif operation.id is None:
                 await self._ids.refill()
             elif self.reader.known(operation.id) is UNKNOWN:
                 await self.reader.load(operation.id)
 
     def _apply(
         self,
+        operation: Write,
         item_id: str,
         old: bytes | None,
         text: bytes | None,
         level: Durability,
-        created_us: int | None = None,
+        origin: Origin | None,
+        position: int,
     ) -> Accepted:
-        """The one place where an item changes. Nothing here awaits.
-
-        ``created_us`` is that of a new item, None for now.
-        """
+        """The one place where an item changes. Nothing here awaits."""
+        is_recorded = self._recorder.is_due(item_id, origin)
         version = self.clock.next()
+        created_us = operation.created_us if isinstance(operation, Import) else None
         entry = following(old, version, text or b"", created_us)
         change = Change(
             item_id,
@@ -534,6 +537,8 @@ class ItemStore:
             now_s=self.monotonic(),
             is_acked=level is not Durability.COMMIT,
         )
+        if is_recorded:
+            self._recorder.record(operation, change, origin, position)
         if text is None:
             self.cache.remove(item_id)
         else:
@@ -547,28 +552,25 @@ class ItemStore:
             self.journaling.append(change, partial(settle, done, None))
         return Accepted(change, old is None, done)
 
-    def _keep(self, item_id: str, entry: bytes, level: Durability) -> Accepted:
+    def _stands(self, change: Change, level: Durability) -> Accepted:
         """Nothing changes, and no more is promised of the item than what holds, or will."""
-        change = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
-        pending = self.queue.get(item_id)
-        if pending is None or pending.version != change.version:
-            return Accepted(change, False, None, is_kept=True)
-        if level is Durability.MEMORY and pending.is_acked:
-            return Accepted(change, False, None, is_kept=True)
-        if self.queue.parked.get(item_id) is pending:
-            raise ItemQuarantined(
-                f"The item {item_id!r} is as it was imported, but PostgreSQL has refused it. See "
-                "itemstore quarantine list, and correct the data or the rule."
-            )
-        return Accepted(change, False, self._deadlines.commit(pending), is_kept=True)
+        return Accepted(change, False, self._deadlines.durable(change, level), is_kept=True)
 
     async def _begin(
-        self, operation: Operation, level: Durability, failure: BaseException | None
+        self,
+        operation: Operation | ItemStoreError,
+        level: Durability,
+        failures: Mapping[str, BaseException],
+        origin: Origin | None,
+        position: int,
     ) -> Accepted | Item:
+        if isinstance(operation, ItemStoreError):
+            raise operation
+        failure = failures.get(operation.id or "")
         if failure is not None and operation.id and self.reader.known(operation.id) is UNKNOWN:
             raise failure  # not each operation is to wait for a load again
-        if not isinstance(operation, Get):
-            return await self.accept(operation, level, 0.0)  # the batch has waited for the lease
+        if not isinstance(operation, Get):  # the batch has waited for the lease
+            return await self.accept(operation, level, 0.0, origin=origin, position=position)
         item = await self.get(operation.id)
         if item is None:
             raise ItemNotFound(f"There is no item {operation.id!r}.")

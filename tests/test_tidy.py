@@ -27,21 +27,21 @@ LAYERS = (
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
-    ("reader",),
+    ("reader", "recorder"),
     (
         "persister",
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
     (
-        *("admission", "allocator", "journaling", "keeper", "keyring", "lease", "lister", "loader"),
-        "watcher",
+        *("admission", "allocator", "audit", "journaling", "keeper", "keyring", "lease", "lister"),
+        *("loader", "repetitions", "watcher"),
     ),
     ("packer",),
     ("issuer",),
     ("access", "deployment"),
     ("database", "settings"),
-    ("deadlines",),
+    ("deadlines", "forms"),
     ("accepted", "log", "memory", "options", "process", "tasks"),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides

@@ -193,3 +193,22 @@ def _existing(item_id: str, old: bytes | None) -> bytes:
     if old is None:
         raise ItemNotFound(f"There is no item {item_id!r}.")
     return old
+
+
+def named(operation: Write, generated: str | None) -> str | None:
+    """The id of the new item: the generated one, behind the operation's prefix.
+
+    There a client may have chosen the same: so it is looked for like one that was given.
+    """
+    if isinstance(operation, Create | Import) and operation.prefix and generated is not None:
+        operation.id, operation.is_named = operation.prefix + generated, True
+        return operation.id
+    return generated
+
+
+def is_unnamed(operation: Write) -> bool:
+    """Takes the id back, for another is needed; False if it is not a generated one."""
+    if not (isinstance(operation, Create | Import) and operation.is_named):
+        return False
+    operation.id, operation.is_named = None, False
+    return True

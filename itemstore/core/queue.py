@@ -23,6 +23,12 @@ from typing import Final
 from itemstore.core.item import HEADER_BYTES, created_us_of, version_of
 
 CHANGE_OVERHEAD_BYTES: Final = 400  # the Change, its place in the queue and its part of a batch
+RECORD_OVERHEAD_BYTES: Final = 60  # beside its text
+#: Of writes of one item that were replaced before they were written: what one statement can take.
+RECORDS_MAX: Final = 10_000
+
+#: Of most changes; never added to.
+_NONE: Final[list[bytes]] = []
 
 #: Called once: with None when the change or a newer one of its item is committed, else why not.
 Settled = Callable[[Exception | None], None]
@@ -34,10 +40,12 @@ class Change:
     __slots__ = (
         "deleted",
         "dirty_since",
+        "earlier",
         "entry",
         "first_version",
         "id",
         "is_acked",
+        "record",
         "settled",
         "size",
         "version",
@@ -52,6 +60,7 @@ class Change:
         deleted: bool,
         now_s: float,
         is_acked: bool = True,
+        record: bytes | None = None,
     ) -> None:
         self.id = item_id
         self.version = version
@@ -64,8 +73,28 @@ class Change:
         self.first_version = version
         self.dirty_since = now_s
         self.settled: tuple[Settled, ...] = ()
+        #: What is kept of this write (core/record.py), and of those it replaced in the queue.
+        self.record: bytes | None = None
+        self.earlier: list[bytes] = _NONE
         #: Bytes of memory it pins.
         self.size = size_of(item_id, entry)
+        if record is not None:
+            self.keep(record)
+
+    def keep(self, record: bytes) -> None:
+        """Takes the record of this write along, before the change joins the queue."""
+        self.record = record
+        self.size += len(record) + RECORD_OVERHEAD_BYTES
+
+    def keep_earlier(self, records: list[bytes]) -> None:
+        """Takes the records of older writes of the item along; the list is its own from now on."""
+        self.earlier = records
+        self.size += sum(map(len, records)) + RECORD_OVERHEAD_BYTES * len(records)
+
+    @property
+    def records(self) -> list[bytes]:
+        """What goes into PostgreSQL with it, oldest first."""
+        return self.earlier if self.record is None else [*self.earlier, self.record]
 
     @property
     def data(self) -> bytes | None:
@@ -81,8 +110,13 @@ class Change:
         return f"Change({kind} {self.id!r} version={self.version})"
 
 
+def trace(item_id: str, version: int, record: bytes) -> Change:
+    """What is left of a write that a newer one replaced: its record."""
+    return Change(item_id, version, b"", deleted=False, now_s=0.0, record=record)
+
+
 def size_of(item_id: str, entry: bytes) -> int:
-    """Bytes of memory that a change with this entry pins."""
+    """Bytes of memory that a change with this entry pins, without records."""
     return CHANGE_OVERHEAD_BYTES + len(item_id) + len(entry)
 
 
@@ -140,6 +174,19 @@ class WriteQueue:
                 return change
         return None
 
+    def bearing(self, item_id: str, version: int) -> Change | None:
+        """The change with which this version, or a newer one, has yet to get to PostgreSQL."""
+        for changes in (self._in_flight, self._queued, self._parked):
+            change = changes.get(item_id)
+            if change is not None and change.version >= version:
+                return change
+        return None
+
+    def has_room_for_record(self, item_id: str) -> bool:
+        """Whether the item's next write may leave a record before the last ones are written."""
+        queued = self._queued.get(item_id)
+        return queued is None or len(queued.earlier) < RECORDS_MAX
+
     def dirty_ids(self) -> frozenset[str]:
         return frozenset(self._queued.keys() | self._in_flight.keys())
 
@@ -173,6 +220,8 @@ class WriteQueue:
             change.dirty_since = old.dirty_since
             change.settled = old.settled + change.settled
             change.is_acked = change.is_acked or old.is_acked
+            if old.record is not None or old.earlier:
+                _hand_on(old, change)
         self._queued[change.id] = change
         self._bytes += change.size
 
@@ -261,6 +310,15 @@ class WriteQueue:
                 return
             self._barriers.popleft()
             settled(None)
+
+
+def _hand_on(old: Change, change: Change) -> None:
+    """The records, in time that does not grow with how many they are: the old one is done with."""
+    records = old.earlier or []
+    if old.record is not None:
+        records.append(old.record)
+    change.earlier = records
+    change.size += old.size - size_of(old.id, old.entry)
 
 
 def _tell(change: Change, outcome: Exception | None) -> None:

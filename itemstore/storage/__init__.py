@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
 
+from itemstore.core.audit import AuditQuery, AuditRow
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.index import Index
 from itemstore.core.listing import ListQuery as ListQuery
 from itemstore.core.queue import Change
+from itemstore.core.record import Record
 
 LOAD_CONNECTIONS: Final = 3  # for ``load`` alone; more calls at once wait for each other
 
@@ -175,14 +177,19 @@ LIST_ORDERS = ("created", "updated", "id")
 class Storage(Protocol):
     """Each call raises StorageError; cancelling one never breaks the next."""
 
-    async def open(self) -> Found:
-        """Connects and makes the tables where they are missing. To be called once, first."""
+    async def open(self, *, audit_s: float | None = None) -> Found:
+        """Connects and makes the tables where they are missing. To be called once, first.
+
+        ``audit_s`` is how long the audit is kept; None: changes by other hands are not audited.
+        """
 
     async def close(self) -> None:
         """Ends all connections."""
 
     async def write(self, changes: Sequence[Change], claim: Claim) -> Standing:
-        """Commits all of them or none. Repeating it changes nothing: a version only grows.
+        """Commits all of them or none, and their records with them.
+
+        Repeating it changes nothing: a version only grows, and of a record there is one.
 
         Unless the claim holds, only those that were acknowledged are written, and they are noted as
         foreign changes for the holder. Never called twice at once.
@@ -216,7 +223,10 @@ class Storage(Protocol):
         """What is in quarantine."""
 
     async def quarantine(self, change: Change, reason: str) -> None:
-        """Keeps a change that ``write`` refused, in place of an older one of the same id."""
+        """Keeps a change that ``write`` refused, in place of an older one of the same id.
+
+        Its records are kept as ``write`` would have done.
+        """
 
     async def release(self, ids: Sequence[str]) -> None:
         """Newer changes of these ids are committed: forgets what was quarantined of them."""
@@ -226,6 +236,18 @@ class Storage(Protocol):
 
     async def purge(self, before_version: int) -> int:
         """Forgets some of the tombstones older than this; returns how many, 0 when none is left."""
+
+    async def purge_records(self, before_version: int) -> int:
+        """Forgets some requests with a key older than this, and audit rows as old as they may get.
+
+        Returns how many, 0 when none is left.
+        """
+
+    async def repetitions(self, scopes: Sequence[tuple[str, str]], since: int) -> list[Record]:
+        """The records of requests under these keys, each with its caller, from a version on."""
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        """Rows of the audit, newest first. Raises StorageTimeLimit."""
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
         """Those of the ids that exist."""

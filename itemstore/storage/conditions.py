@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from psycopg import sql
 
+from itemstore.core.audit import AuditQuery
 from itemstore.core.field import (
     ABSENT,
     FALSE,
@@ -101,6 +102,27 @@ def beyond(query: ListQuery, given: Parameters) -> str:
     place = ", ".join(given.take(*each) for each in [*values, (item_id, "text")])
     columns = ", ".join(sort_columns(query.order))
     return f"({columns}) {'<' if query.descending else '>'} ({place})"
+
+
+def audited(query: AuditQuery, given: Parameters) -> str:
+    """What rows of the audit are asked for, beyond the last page."""
+    conditions = [
+        f"{column} {compared} {given.take(value, type_name)}"
+        for column, compared, value, type_name in (
+            ("id", "=", query.id, "text"),
+            ("caller", "=", query.caller, "text"),
+            ("version", ">=", query.since_us, "bigint"),
+            ("version", "<", query.until_us, "bigint"),
+        )
+        if value is not None
+    ]
+    if query.prefix:
+        conditions.append(_begins("id", query.prefix, given))
+    if query.after is not None:
+        version, item_id = query.after
+        place = f"{given.take(version, 'bigint')}, {given.take(item_id, 'text')}"
+        conditions.append(f"(version, id) < ({place})")
+    return " AND ".join(conditions) or "true"
 
 
 def _condition(condition: Filter, given: Parameters) -> str:

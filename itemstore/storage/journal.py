@@ -164,7 +164,7 @@ class Journal:
         if self._writer is None or not self._has_room(size):
             self._miss(change)
             return
-        if self._missing:
+        if self._missing and self._missing.get(change.id, change.version) <= change.version:
             self._missing.pop(change.id, None)  # superseded, or written after all
         self._waiting.append((change, size, int(self._monotonic() * 1e6)))
         self._waiting_bytes += size

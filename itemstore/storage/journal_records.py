@@ -6,7 +6,11 @@ of a table's leaf is kept there whole up to the usable page size less 35 bytes, 
 
     magic 8 | crc32 4 of all that follows | store id 16 | seq 8 | first 8 | trimmed 8
             | version 8 | part 2 | parts 2 | length 2 | payload
-    payload, joined from the parts: created_us 8 | deleted 1 | id length 2 | id | data
+    payload, joined from the parts: created_us 8 | flags 1 | id length 2 | id | data
+        with a record (core/record.py), behind the id: its length 4 | it
+
+The flags are: deleted, with a record, nothing but a record. The last is of a write that a newer one
+replaced in the queue.
 
 ``seq`` numbers the rows without a gap; ``first`` is the oldest row that was still needed when this
 one was written, ``trimmed`` the version up to which PostgreSQL had everything. A **mark** has no
@@ -54,6 +58,8 @@ _HEAD: Final = struct.Struct(">8sI16sqqqqHHH")
 _BODY: Final = struct.Struct(">16sqqqqHHH")  # the head without magic and CRC
 _CRC_FROM: Final = _HEAD.size - _BODY.size
 _PAYLOAD: Final = struct.Struct(">qBH")
+_LENGTH: Final = struct.Struct(">I")
+_DELETED, _RECORDED, _TRACE = 1, 2, 4
 #: Where a magic may begin that was written over a head, by a cell with at most 15 bytes before it:
 #: SQLite had let go of that head. Behind a whole record the next one begins at 84 bytes or later.
 _OVERWRITTEN_BYTES: Final = _HEAD.size + 15
@@ -76,7 +82,9 @@ def record_bytes(change: Change) -> int:
     """What ``encode`` will make of it, in bytes."""
     item_id = change.id
     size = _PAYLOAD.size + (len(item_id) if item_id.isascii() else len(item_id.encode()))
-    if not change.deleted:
+    if change.record is not None:
+        size += _LENGTH.size + len(change.record)
+    if change.entry and not change.deleted:
         size += len(change.entry) - HEADER_BYTES
     return size + _HEAD.size * -(-size // PART_BYTES)
 
@@ -84,8 +92,11 @@ def record_bytes(change: Change) -> int:
 def encode(change: Change, store_id: bytes, seq: int, first: int, trimmed: int) -> list[bytes]:
     """The rows of a change, the first of them with this seq."""
     item_id = change.id.encode()
-    head = _PAYLOAD.pack(change.created_us, change.deleted, len(item_id))
-    payload = head + item_id + (change.data or b"")
+    record, is_trace = change.record, not change.entry
+    flags = change.deleted * _DELETED | (record is not None) * _RECORDED | is_trace * _TRACE
+    head = _PAYLOAD.pack(0 if is_trace else change.created_us, flags, len(item_id))
+    kept = b"" if record is None else _LENGTH.pack(len(record)) + record
+    payload = head + item_id + kept + (change.data or b"")
     parts = -(-len(payload) // PART_BYTES)
     rows = []
     for part in range(parts):
@@ -177,10 +188,17 @@ class Scan:
         """
         newest: dict[str, Change] = {}
         live = sorted(version for version in self._whole if version > self._trimmed)
+        records: dict[str, list[bytes]] = {}
         for version in live:
             change = _decode(version, self._whole[version], now_s)
-            newest.pop(change.id, None)
-            newest[change.id] = change
+            if change.entry:
+                newest.pop(change.id, None)
+                newest[change.id] = change
+            if change.record is not None:
+                records.setdefault(change.id, []).append(change.record)
+        for change in newest.values():
+            of_item = records.get(change.id, [])
+            change.keep_earlier(of_item if change.record is None else of_item[:-1])
         damaged = self._missing()
         if is_suspect or (is_used and not self._seqs and not self._has_mark):
             damaged = max(damaged, 1)
@@ -199,11 +217,17 @@ def _is_overwritten(data: bytes, at: int) -> bool:
 
 
 def _decode(version: int, payload: bytes, now_s: float) -> Change:
-    created_us, deleted, length = _PAYLOAD.unpack_from(payload)
+    created_us, flags, length = _PAYLOAD.unpack_from(payload)
     end = _PAYLOAD.size + length
     item_id = payload[_PAYLOAD.size : end].decode()
-    entry = pack(version, created_us, payload[end:])
-    return Change(item_id, version, entry, deleted=bool(deleted), now_s=now_s)
+    record = None
+    if flags & _RECORDED:
+        (length,) = _LENGTH.unpack_from(payload, end)
+        record = payload[end + _LENGTH.size : end + _LENGTH.size + length]
+        end += _LENGTH.size + length
+    entry = b"" if flags & _TRACE else pack(version, created_us, payload[end:])
+    deleted = bool(flags & _DELETED)
+    return Change(item_id, version, entry, deleted=deleted, now_s=now_s, record=record)
 
 
 class Log:

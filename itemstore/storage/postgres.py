@@ -28,12 +28,14 @@ import psycopg
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool
 
+from itemstore.core.audit import AuditQuery, AuditRow
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.index import Index, index_for, indexes_for
 from itemstore.core.item import pack
 from itemstore.core.query import Filter
 from itemstore.core.queue import Change
+from itemstore.core.record import Record, unpacked
 from itemstore.storage import (
     LOAD_CONNECTIONS,
     Claim,
@@ -111,8 +113,9 @@ class Postgres:
         self._loaders = _pool(conninfo(dsn, f"itemstore loader {instance}"), LOAD_CONNECTIONS)
         self.keys = KeyTable(self._read)
 
-    async def open(self) -> Found:
+    async def open(self, *, audit_s: float | None = None) -> Found:
         await self._install()
+        await self._writer.run(statements.SET_AUDIT, {"audit_s": audit_s})
         [(newest,)] = await self._writer.run(statements.NEWEST_VERSION)
         [(items, size)] = await self._writer.run(statements.ESTIMATE)
         await self._writer.run(statements.RELEASE_OVERTAKEN)
@@ -155,12 +158,16 @@ class Postgres:
             parameters = arrays(changes) | fields(claim)
         except UnicodeError as error:
             raise classify(error) from error
-        [row] = await self._writer.run(statements.WRITE, parameters, time_limit_s=WRITE_TIMEOUT_S)
+        write, write_late = statements.WRITE, statements.WRITE_LATE
+        if any(change.record is not None or change.earlier for change in changes):
+            parameters |= record_arrays(changes)
+            write, write_late = statements.WRITE_RECORDED, statements.WRITE_RECORDED_LATE
+        [row] = await self._writer.run(write, parameters, time_limit_s=WRITE_TIMEOUT_S)
         standing = _standing(*row)
         if standing.is_held or not any(parameters["acked"]):
             return standing
         [row] = await self._writer.run(
-            statements.WRITE_LATE,
+            write_late,
             parameters,
             time_limit_s=WRITE_TIMEOUT_S,
             after=statements.ALONE,
@@ -208,7 +215,8 @@ class Postgres:
                 "data": None if change.data is None else change.data.decode(errors="replace"),
                 "created": change.created_us,
                 "error": reason,
-            },
+            }
+            | record_arrays([change]),
         )
 
     async def release(self, ids: Sequence[str]) -> None:
@@ -221,6 +229,24 @@ class Postgres:
         await self._writer.run(statements.RELEASE_OVERTAKEN)
         [(count,)] = await self._writer.run(statements.PURGE, {"before": before_version})
         return int(count)
+
+    async def purge_records(self, before_version: int) -> int:
+        [(count,)] = await self._writer.run(statements.PURGE_RECORDS, {"before": before_version})
+        return int(count)
+
+    async def repetitions(self, scopes: Sequence[tuple[str, str]], since: int) -> list[Record]:
+        callers, keys = zip(*scopes, strict=True)
+        parameters = {"callers": list(callers), "keys": list(keys), "since": since}
+        rows = await self._read(statements.REPETITIONS, parameters)
+        return [Record(*row) for row in rows]
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        return await self._again(partial(self._audit, query))
+
+    async def _audit(self, query: AuditQuery) -> list[AuditRow]:
+        async with self._snapshot(query.time_limit_s, query.time_limit_s) as connection:
+            rows = await _fetched(connection, *statements.audit(query))
+        return [AuditRow(*row) for row in rows]
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
         return await self._read(statements.LOAD, {"ids": list(ids)}, self._loaders)
@@ -236,22 +262,30 @@ class Postgres:
 
     async def _select(self, query: ListQuery, source: str) -> tuple[list[Row], int | None]:
         count: int | None = None
+        async with self._snapshot(query.time_limit_s, 2 * query.time_limit_s) as connection:
+            rows = await _fetched(connection, *statements.page(query, source))
+            if query.count == "exact":
+                [(count,)] = await _fetched(connection, *statements.count(query, source))
+            elif query.count == "estimated":
+                count = await _estimated(connection, query)
+        return rows, count
+
+    @asynccontextmanager
+    async def _snapshot(
+        self, time_limit_s: float, in_all_s: float
+    ) -> AsyncIterator[psycopg.AsyncConnection[TupleRow]]:
+        """One state of the tables, and a limit on each statement. Raises StorageTimeLimit."""
         try:
             async with (
-                self._reader(2 * query.time_limit_s + SILENCE_MAX_S) as connection,
+                self._reader(in_all_s + SILENCE_MAX_S) as connection,
                 connection.transaction(),
             ):
-                await connection.execute(statements.limits(query.time_limit_s).encode())
-                rows = await _fetched(connection, *statements.page(query, source))
-                if query.count == "exact":
-                    [(count,)] = await _fetched(connection, *statements.count(query, source))
-                elif query.count == "estimated":
-                    count = await _estimated(connection, query)
+                await connection.execute(statements.limits(time_limit_s).encode())
+                yield connection
         except StorageSlow as error:
             if isinstance(error.__cause__, psycopg.errors.QueryCanceled):
                 raise StorageTimeLimit(str(error)) from error
             raise
-        return rows, count
 
     async def export(self, query: ListQuery) -> AsyncGenerator[list[Row]]:
         """All items that match, in order of the id, as they are committed at one moment.
@@ -422,6 +456,33 @@ def arrays(changes: Sequence[Change]) -> dict[str, list[Any]]:
         "versions": [change.version for change in changes],
         "created": [change.created_us for change in changes],
         "acked": [change.is_acked for change in changes],
+    }
+
+
+def record_arrays(changes: Sequence[Change]) -> dict[str, list[Any]]:
+    """Their records as ``statements.WRITE_RECORDED`` takes them: audit rows and keyed answers."""
+    records = [(unpacked(each), change.is_acked) for change in changes for each in change.records]
+    rows = [(each, is_acked) for each, is_acked in records if each.is_audited]
+    answers = [(each, is_acked) for each, is_acked in records if each.key is not None]
+    return {
+        "audit_ids": [each.id for each, _ in rows],
+        "audit_versions": [each.version for each, _ in rows],
+        "audit_what": [each.what for each, _ in rows],
+        "audit_callers": [each.caller for each, _ in rows],
+        "audit_requests": [each.request_id for each, _ in rows],
+        "audit_addresses": [each.address for each, _ in rows],
+        "audit_acked": [is_acked for _, is_acked in rows],
+        "answer_callers": [each.caller for each, _ in answers],
+        "answer_keys": [each.key for each, _ in answers],
+        "answer_positions": [each.position for each, _ in answers],
+        "answer_payloads": [each.payload for each, _ in answers],
+        "answer_ids": [each.id for each, _ in answers],
+        "answer_versions": [each.version for each, _ in answers],
+        "answer_created": [each.created_us for each, _ in answers],
+        "answer_deleted": [each.deleted for each, _ in answers],
+        "answer_data": [each.data for each, _ in answers],
+        "answer_what": [each.what for each, _ in answers],
+        "answer_acked": [is_acked for _, is_acked in answers],
     }
 
 

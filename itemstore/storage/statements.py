@@ -12,10 +12,12 @@ from typing import Final
 
 from psycopg import sql
 
+from itemstore.core.audit import AuditQuery
 from itemstore.core.index import Index
 from itemstore.core.listing import ListQuery
 from itemstore.storage.conditions import (
     Parameters,
+    audited,
     beyond,
     json_column,
     key_columns,
@@ -95,9 +97,41 @@ WITH {_LEASE}, batch AS MATERIALIZED (
     INSERT INTO foreign_changes (id, version)
     SELECT id, version FROM (SELECT * FROM upserted UNION ALL SELECT * FROM buried) AS changed
      WHERE NOT EXISTS (SELECT FROM lease)
-)
+){{records}}
 SELECT {_STANDING} FROM before
 """  # noqa: S608 - built from constants above
+
+#: What is kept of the changes beside the items (core/record.py). A repetition adds nothing.
+_RECORDS: Final = f""", audited AS (
+    INSERT INTO audit (version, id, at, what, caller, request_id, address)
+    SELECT r.version, r.id, {_time("r.version")}, what, caller,
+           NULLIF(request_id, ''), NULLIF(address, '')
+      FROM unnest(%(audit_ids)b::text[], %(audit_versions)b::bigint[], %(audit_what)b::text[],
+                  %(audit_callers)b::text[], %(audit_requests)b::text[],
+                  %(audit_addresses)b::text[], %(audit_acked)b::boolean[])
+               AS r (id, version, what, caller, request_id, address, acked)
+     WHERE {{admitted}}
+    ON CONFLICT DO NOTHING
+), answered AS (
+    INSERT INTO idempotency AS i (caller, key, position, payload, id, version, created_us, deleted,
+                                  data, what)
+    SELECT DISTINCT ON (caller, key, position) caller, key, position, payload, id, version, created,
+           deleted, data, what
+      FROM unnest(%(answer_callers)b::text[], %(answer_keys)b::text[], %(answer_positions)b::int[],
+                  %(answer_payloads)b::text[], %(answer_ids)b::text[],
+                  %(answer_versions)b::bigint[], %(answer_created)b::bigint[],
+                  %(answer_deleted)b::boolean[], %(answer_data)b::text[],
+                  %(answer_what)b::text[], %(answer_acked)b::boolean[])
+               AS r (caller, key, position, payload, id, version, created, deleted, data, what,
+                     acked)
+     WHERE {{admitted}}
+     ORDER BY caller, key, position, version DESC
+    ON CONFLICT (caller, key, position) DO UPDATE
+       SET payload = excluded.payload, id = excluded.id, version = excluded.version,
+           created_us = excluded.created_us, deleted = excluded.deleted, data = excluded.data,
+           what = excluded.what
+     WHERE i.version < excluded.version
+)"""  # noqa: S608 - built from constants above
 
 #: For a direct connection of the writer, where PostgreSQL keeps its plans: they must hold also when
 #: a table they were made for has grown. Without compilation, for a scan that cannot be avoided, of
@@ -109,10 +143,15 @@ BACKEND: Final = "SELECT pg_backend_pid()"
 
 #: Nothing goes in unless the epoch is valid. The lease's row is locked first, and whoever takes the
 #: lease must lock it too: the batches of successive holders follow one another.
-WRITE: Final = _WRITE.format(admitted="EXISTS (SELECT FROM lease)")
+_HELD: Final = "EXISTS (SELECT FROM lease)"
+WRITE: Final = _WRITE.format(admitted=_HELD, records="")
+WRITE_RECORDED: Final = _WRITE.format(admitted=_HELD, records=_RECORDS.format(admitted=_HELD))
 
 #: What was acknowledged goes in whoever holds the lease now, and the holder is told of it.
-WRITE_LATE: Final = _WRITE.format(admitted="acked")
+WRITE_LATE: Final = _WRITE.format(admitted="acked", records="")
+WRITE_RECORDED_LATE: Final = _WRITE.format(
+    admitted="acked", records=_RECORDS.format(admitted="acked")
+)
 
 #: For a late batch, in its transaction: with no holder's batch or heartbeat beside it, of which
 #: every one locks this table before it takes its snapshot. Who may not have it soon tries later.
@@ -169,7 +208,7 @@ UPDATE writer_lease
 QUARANTINE: Final = f"""
 WITH older AS (
     DELETE FROM quarantine WHERE id = %(id)s AND version < %(version)s
-)
+){_RECORDS.format(admitted="true")}
 INSERT INTO quarantine (id, version, data, created_at, error)
 SELECT %(id)s, %(version)s, %(data)s, {_time("%(created)s::bigint")}, %(error)s
  WHERE NOT EXISTS (SELECT FROM quarantine WHERE id = %(id)s AND version >= %(version)s)
@@ -209,6 +248,52 @@ WITH gone AS (
 )
 SELECT count(*) FROM gone
 """
+
+#: Audit rows are as old as schema.sql lets them go. Of both kinds more than a batch brings.
+PURGE_RECORDS: Final = f"""
+WITH answers AS (
+    DELETE FROM idempotency WHERE (caller, key, position) IN (
+        SELECT caller, key, position FROM idempotency WHERE version < %(before)s
+         ORDER BY version LIMIT 5000)
+    RETURNING 1
+), rows AS (
+    DELETE FROM audit WHERE (version, id) IN (
+        SELECT version, id FROM audit
+         WHERE version < (SELECT {_NOW} - audit_us FROM store_meta)
+         ORDER BY version LIMIT 5000)
+    RETURNING 1
+)
+SELECT (SELECT count(*) FROM answers) + (SELECT count(*) FROM rows)
+"""  # noqa: S608 - built from constants above
+
+#: Whether changes by other hands are audited, and from what age on rows may be purged.
+SET_AUDIT: Final = """
+UPDATE store_meta
+   SET audit = wanted.is_on, audit_us = coalesce(wanted.us, audit_us)
+  FROM (SELECT %(audit_s)s::float8 IS NOT NULL, (%(audit_s)s::float8 * 1000000)::bigint)
+       AS wanted (is_on, us)
+ WHERE audit <> wanted.is_on OR audit_us <> wanted.us
+"""
+
+REPETITIONS: Final = """
+SELECT id, version, what, caller, '', '', false, key, position, payload, created_us, deleted, data
+  FROM idempotency
+  JOIN unnest(%(callers)b::text[], %(keys)b::text[]) AS asked (caller, key) USING (caller, key)
+ WHERE version >= %(since)s
+"""
+
+
+def audit(query: AuditQuery) -> tuple[str, Parameters]:
+    """Rows of the audit, newest first."""
+    given = Parameters()
+    text = f"""
+SELECT version, id, (extract(epoch FROM at) * 1000000)::bigint, what, caller, request_id, address
+  FROM audit
+ WHERE {audited(query, given)}
+ ORDER BY version DESC, id DESC LIMIT {given.take(query.limit, "bigint")}
+"""  # noqa: S608 - built from constants and placeholders
+    return text, given
+
 
 LOAD: Final = f"SELECT id, {_PACKED} FROM items WHERE id = ANY(%(ids)b::text[])"  # noqa: S608 - constants
 

@@ -17,6 +17,7 @@ from itemstore.surroundings import Surroundings
 from itemstore.tasks import end
 from itemstore.web import (
     access,
+    audit,
     bulk,
     items,
     keys,
@@ -70,6 +71,7 @@ ROUTES: Final = (
     Route("POST", "/keys", keys.create_key, Kind.HEAVY, Role.ADMIN),
     Route("GET", "/keys", keys.list_keys, Kind.HEAVY, Role.ADMIN),
     Route("DELETE", _KEY, keys.revoke_key, Kind.HEAVY, Role.ADMIN),
+    Route("GET", "/audit", audit.list_rows, Kind.HEAVY, Role.ADMIN, is_whole=True),
     Route("GET", "/livez", system.livez, Kind.SYSTEM, None),
     Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
     Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.READ, is_whole=True),
@@ -166,7 +168,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
 async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
-    request_id = request[streams.REQUEST_ID] = _id_of(request)
+    request_id = request[requests.REQUEST_ID] = _id_of(request)
     try:
         await _admit(request)
         response = await handler(request)

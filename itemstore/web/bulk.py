@@ -24,7 +24,8 @@ from itemstore.errors import BodyTooLarge, InvalidId, InvalidParameter, ItemStor
 from itemstore.tasks import in_turns
 from itemstore.web import columns, problems, requests
 from itemstore.web.items import STORE
-from itemstore.web.streams import REQUEST_ID, STREAMS, Stream
+from itemstore.web.requests import REQUEST_ID
+from itemstore.web.streams import STREAMS, Stream
 
 CSV: Final = "text/csv"
 IMPORT_PARAMETERS: Final = frozenset({"conflict", "first_line"})
@@ -53,10 +54,11 @@ async def import_items(request: web.Request) -> web.StreamResponse:
     await store.lease.to_accept()
     with request.app[STREAMS].one(request) as stream:
         try:
+            importing = Importing(store, level, requests.origin(request))
             # A proxy that gathers the answer would keep the confirmations to itself.
             await stream.begin(requests.NDJSON[0], Durability=level, X_Accel_Buffering="no")
             parse = partial(_entry, request[requests.CALLER], conflict)
-            await _import(request, stream, Importing(store, level), lines, parse)
+            await _import(request, stream, importing, lines, parse)
         except OSError as error:  # nobody takes the results
             stream.cut(error)
     return stream.response

@@ -28,7 +28,7 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest", "_traffic")
+    __slots__ = ("_address", "_answered", "_kept", "_lane", "_pending", "_rest", "_traffic")
 
     def __init__(
         self, manager: web.Server, *, lane: Lane | None, traffic: Traffic, **options: Any
@@ -40,10 +40,13 @@ class Connection(web.RequestHandler):
         self._pending: Pending | None = None
         self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
+        self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._traffic.connections += 1
         super().connection_made(transport)
+        peer = transport.get_extra_info("peername")  # as ``Request.remote`` has it
+        self._address = str(peer[0] if isinstance(peer, list | tuple) else peer or "")
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._traffic.connections -= 1
@@ -57,7 +60,7 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             return
         if self._rest == 0 and self._lane is not None and self._is_idle():
-            answer = self._lane.answer(data)
+            answer = self._lane.answer(data, self._address)
             if answer is not None:
                 self._give(answer)
                 return

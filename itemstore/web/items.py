@@ -15,6 +15,7 @@ from itemstore.core.field import split_fields
 from itemstore.core.item import Item
 from itemstore.core.listing import LIMIT_DEFAULT, Page, understand
 from itemstore.core.operation import Delete, Get, Operation
+from itemstore.core.record import Origin
 from itemstore.core.selection import parse_fields
 from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStoreError
 from itemstore.store import ItemStore
@@ -23,6 +24,8 @@ from itemstore.web import problems, requests
 from itemstore.web.requests import CALLER
 
 ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
+#: As others call it, for the draft names no such header.
+REPLAYED: Final = "Idempotent-Replayed"
 STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
@@ -58,9 +61,10 @@ async def create_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    operation = requests.create(await requests.json_body(request))
-    item = await store.write(permitted(request[CALLER], operation), level)
-    return _answer(item, durability=level)
+    raw = await requests.body(request)
+    origin = requests.origin(request, requests.once(request, raw))
+    operation = permitted(request[CALLER], requests.create(requests.parsed(raw)))
+    return _marked(_answer(await store.write(operation, level, origin), durability=level), origin)
 
 
 async def put_item(request: web.Request) -> web.Response:
@@ -69,7 +73,8 @@ async def put_item(request: web.Request) -> web.Response:
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
     operation = requests.put(await requests.json_body(request), item_id, when)
-    item = await store.write(permitted(request[CALLER], operation), level)
+    permitted(request[CALLER], operation)
+    item = await store.write(operation, level, requests.origin(request))
     return _answer(item, durability=level)
 
 
@@ -80,7 +85,8 @@ async def patch_item(request: web.Request) -> web.Response:
     level, when = store.level(requests.durability(request)), requests.condition(request)
     body = await requests.json_body(request, requests.MERGE_PATCH)
     operation = requests.patch(body, item_id, when)
-    item = await store.write(permitted(request[CALLER], operation), level)
+    permitted(request[CALLER], operation)
+    item = await store.write(operation, level, requests.origin(request))
     return _answer(item, durability=level)
 
 
@@ -89,8 +95,8 @@ async def delete_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level = store.level(requests.durability(request))
-    operation = Delete(item_id, requests.condition(request))
-    await store.write(permitted(request[CALLER], operation), level)
+    operation = permitted(request[CALLER], Delete(item_id, requests.condition(request)))
+    await store.write(operation, level, requests.origin(request))
     return web.Response(status=204, headers={"Durability": level})
 
 
@@ -149,33 +155,31 @@ async def batch(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    body = await requests.json_body(
-        request, limit=requests.BATCH_BODY_MAX_BYTES, depth=requests.BATCH_LEVELS
-    )
+    raw = await requests.body(request, limit=requests.BATCH_BODY_MAX_BYTES)
+    origin = requests.origin(request, requests.once(request, raw))
+    body = requests.parsed(raw, depth=requests.BATCH_LEVELS)
     parse = partial(requests.operation_or_error, request[CALLER])
     given = await in_turns(parse, requests.operations(body))
-    outcomes = iter(
-        await store.batch(
-            [each for each in given if not isinstance(each, ItemStoreError)], durability=level
-        )
-    )
-
-    def result(numbered: tuple[int, Operation | ItemStoreError]) -> dict[str, Any]:
-        index, each = numbered
-        if isinstance(each, ItemStoreError):
-            return _result(index, None, each)
-        return _result(index, each, next(outcomes))
-
-    results = await in_turns(result, list(enumerate(given)))
-    return web.Response(
+    outcomes = await store.batch(given, durability=level, origin=origin)
+    told = list(zip(range(len(given)), given, outcomes, strict=True))
+    results = await in_turns(lambda each: _result(*each), told)
+    response = web.Response(
         body=orjson.dumps({"results": results}),
         content_type="application/json",
         headers={"Durability": level, hdrs.CACHE_CONTROL: "no-store"},
     )
+    return _marked(response, origin)
+
+
+def _marked(response: web.Response, origin: Origin) -> web.Response:
+    """Says so if any of it is what an earlier request with the same key was answered."""
+    if origin.once is not None and origin.once.replayed:
+        response.headers[REPLAYED] = "true"
+    return response
 
 
 def _result(
-    index: int, operation: Operation | None, outcome: Item | ItemStoreError | None
+    index: int, operation: Operation | ItemStoreError, outcome: Item | ItemStoreError | None
 ) -> dict[str, Any]:
     """What the operation would have been answered with as a request of its own."""
     if isinstance(outcome, ItemStoreError):

@@ -29,6 +29,7 @@ from itemstore.core.confinement import permitted
 from itemstore.core.data import loads
 from itemstore.core.item import ID_MAX_BYTES, Item, envelope, version_of
 from itemstore.core.operation import Create, Put
+from itemstore.core.record import Origin
 from itemstore.errors import ItemNotFound, ItemStoreError
 from itemstore.options import Durability
 from itemstore.reader import UNKNOWN
@@ -75,6 +76,7 @@ class Head(NamedTuple):
     length: int  #: of the body, in bytes
     when: Condition
     durability: str | None
+    is_once: bool  #: whether there is an Idempotency-Key
     request_id: str | None
     railway_request_id: str | None
     authorization: str | None
@@ -108,10 +110,11 @@ class Lane:
         self._heads: dict[bytes, Head | None] = {}
         self._second, self._date = 0, b""
 
-    def answer(self, chunk: bytes) -> bytes | Pending | None:
+    def answer(self, chunk: bytes, address: str = "") -> bytes | Pending | None:
         """The response; or what it waits for; or None if the lane does not answer.
 
-        The chunk is all that has arrived on the connection since it last was idle.
+        The chunk is all that has arrived on the connection since it last was idle; ``address`` is
+        where that leads.
         """
         started = time.perf_counter()
         end = chunk.find(b" HTTP/1.1\r\n", 0, HEAD_MAX_BYTES) + 9
@@ -126,9 +129,9 @@ class Lane:
             return None
         if chunk.startswith(b"PUT /items/"):
             in_path = chunk[11 : end - 9]
-            return self._write(in_path, chunk[end:begin], chunk[begin:], started)
+            return self._write(in_path, chunk[end:begin], chunk[begin:], started, address)
         if chunk.startswith(b"POST /items HTTP"):
-            return self._write(None, chunk[end:begin], chunk[begin:], started)
+            return self._write(None, chunk[end:begin], chunk[begin:], started, address)
         return None
 
     def settled(self, pending: Pending) -> bytes:
@@ -179,7 +182,7 @@ class Lane:
     # --- writing
 
     def _write(
-        self, in_path: bytes | None, block: bytes, body: bytes, started: float
+        self, in_path: bytes | None, block: bytes, body: bytes, started: float, address: str
     ) -> bytes | Pending | None:
         head = self._head(block)
         if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
@@ -191,19 +194,22 @@ class Lane:
             level, value = store.level(head.durability), loads(body)
             operation: Create | Put
             if in_path is None:
+                if head.is_once:
+                    return None
                 method, path, route = "POST", "/items", "POST /items"
                 operation = requests.create(value)
             else:
                 item_id = in_path.decode()
                 method, path, route = "PUT", f"/items/{item_id}", "PUT /items/{id}"
                 operation = requests.put(value, item_id, head.when)
-            accepted = store.accept_now(permitted(caller, operation), level)
+            request_id = traffic.request_id(head.request_id, head.railway_request_id)
+            origin = Origin(caller.name, request_id, address) if store.options.audit else None
+            accepted = store.accept_now(permitted(caller, operation), level, origin)
         except ItemStoreError:
             return None  # nothing was changed, and the ordinary route says what is wrong
-        request_id = traffic.request_id(head.request_id, head.railway_request_id)
         asked = Asked(method, path, route, started, request_id)
         if accepted is None:
-            writing = asyncio.get_running_loop().create_task(store.write(operation, level))
+            writing = asyncio.get_running_loop().create_task(store.write(operation, level, origin))
             return Pending(asked, writing, partial(self._written, asked, level))
         if accepted.done is None:
             return self._written(asked, level, accepted.item)
@@ -272,6 +278,7 @@ def _parse(block: bytes) -> Head | None:
         int(fields.get("content-length", "0")),
         when,
         fields.get("durability"),
+        "idempotency-key" in fields,
         fields.get("x-request-id"),
         fields.get("x-railway-request-id"),
         fields.get("authorization"),

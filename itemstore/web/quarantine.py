@@ -31,7 +31,8 @@ async def get_parked(request: web.Request) -> web.Response:
 async def retry(request: web.Request) -> web.Response:
     """POST /quarantine/{id}: writes it again; 204, or 500 if PostgreSQL refuses it again."""
     requests.query(request, ())
-    await request.app[STORE].quarantine.retry(requests.item_id(request))
+    origin = requests.origin(request)
+    await request.app[STORE].quarantine.retry(requests.item_id(request), origin)
     return web.Response(status=204)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from codecs import BOM_UTF8
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
@@ -26,11 +27,13 @@ from itemstore.core.operation import (
     Patch,
     Put,
 )
+from itemstore.core.record import Once, Origin
 from itemstore.errors import (
     BodyTimeout,
     BodyTooLarge,
     InvalidData,
     InvalidId,
+    InvalidIdempotencyKey,
     InvalidItem,
     InvalidParameter,
     ItemStoreError,
@@ -41,12 +44,15 @@ from itemstore.errors import (
 )
 
 CALLER: Final = web.RequestKey("caller", Caller)
+REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 BODY_MAX_BYTES: Final = 1024 * 1024
 BATCH_BODY_MAX_BYTES: Final = 8 * 1024 * 1024
 BATCH_OPERATIONS_MAX: Final = 1_000
 BODY_TIMEOUT_S: Final = 10.0  # for the whole body; aiohttp itself would wait for ever
 QUERY_FIELDS_MAX: Final = 30
+IDEMPOTENCY_KEY: Final = "Idempotency-Key"
+_STRING: Final = re.compile(r'"((?:[^"\\]|\\["\\])*)"')
 
 JSON: Final = ("application/json",)
 NDJSON: Final = ("application/x-ndjson", "application/ndjson", "application/jsonl")
@@ -135,6 +141,28 @@ def durability(request: web.Request) -> str | None:
     return _header(request, "Durability")
 
 
+def once(request: web.Request, raw: bytes) -> Once | None:
+    """The request's Idempotency-Key, with all that it asks for; None if it has none.
+
+    A string of RFC 9651, section 3.3.3, as the draft has it, or what is in one without its quotes:
+    https://datatracker.ietf.org/doc/draft-ietf-httpapi-idempotency-key-header. Raises
+    InvalidIdempotencyKey.
+    """
+    given = _header(request, IDEMPOTENCY_KEY)
+    if given is None:
+        return None
+    if (quoted := _STRING.fullmatch(given)) is not None:
+        given = re.sub(r"\\(.)", r"\1", quoted[1])
+    elif given.startswith('"'):
+        raise InvalidIdempotencyKey("The Idempotency-Key begins with a quote and is no string.")
+    return Once(given, request.path.encode() + b"\n" + raw)
+
+
+def origin(request: web.Request, once: Once | None = None) -> Origin:
+    """Who asks for what the request does."""
+    return Origin(request[CALLER].name, request[REQUEST_ID], request.remote or "", once)
+
+
 def _header(request: web.Request, name: str) -> str | None:
     """Lines of the same name are one list (RFC 9110, section 5.3)."""
     values = request.headers.getall(name, None)
@@ -168,14 +196,15 @@ def check_length(request: web.Request, limit: int = BODY_MAX_BYTES) -> None:
         raise _too_large(limit)
 
 
-async def json_body(
-    request: web.Request,
-    media_types: Collection[str] = JSON,
-    *,
-    limit: int = BODY_MAX_BYTES,
-    depth: int = 1,
-) -> Any:
-    """The body's JSON value. ``depth``: the levels around an item's data."""
+async def json_body(request: web.Request, media_types: Collection[str] = JSON) -> Any:
+    """The body's JSON value."""
+    return parsed(await body(request, media_types))
+
+
+async def body(
+    request: web.Request, media_types: Collection[str] = JSON, *, limit: int = BODY_MAX_BYTES
+) -> bytes:
+    """The body, whole and not empty."""
     check_media_type(request.headers.get(hdrs.CONTENT_TYPE), media_types)
     check_encoding(request)
     check_length(request, limit)
@@ -190,6 +219,11 @@ async def json_body(
         raise MalformedRequest("The connection ended before the body did.") from None
     if not raw:
         raise MalformedJSON('The body is empty; send an item: {"data": {…}}.')
+    return raw
+
+
+def parsed(raw: bytes, *, depth: int = 1) -> Any:
+    """The body's JSON value. ``depth``: the levels around an item's data."""
     try:
         return loads(raw, wrapping=depth)
     except InvalidData as error:

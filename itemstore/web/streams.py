@@ -14,12 +14,12 @@ from aiohttp import hdrs, web
 from itemstore.errors import BodyTimeout, MalformedRequest, Overloaded, Stopping
 from itemstore.web import traffic
 from itemstore.web.items import STORE
+from itemstore.web.requests import REQUEST_ID
 
 STREAMS_MAX: Final = 32  # at a time; each holds up to a page, or the parts of an import, in memory
 IDLE_S: Final = 60.0  # without a byte of the body, or of the answer taken
 PIECE_BYTES: Final = 64 * 1024  # sent at a time: what a client must take in IDLE_S
 
-REQUEST_ID: Final = web.RequestKey("request_id", str)
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing resets the connection
 

@@ -17,6 +17,7 @@ import psycopg
 from itemstore.core.cache import Row
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
+from itemstore.core.record import Once, Origin, record_of
 from itemstore.storage import Claim, Found, Parked, Standing, Storage
 from itemstore.storage.postgres import Postgres
 from tests.simulation.disk import Disk
@@ -102,6 +103,16 @@ def upsert(
 def delete(item_id: str, version: int, *, is_acked: bool = True) -> Change:
     entry = pack(version, version, b"")
     return Change(item_id, version, entry, deleted=True, now_s=0.0, is_acked=is_acked)
+
+
+def recorded(
+    change: Change, key: str | None = None, *, caller: str = "me", position: int = 0
+) -> Change:
+    """The same with a record for the audit, and for a key if one is given."""
+    once = None if key is None else Once(key, b"payload")
+    origin = Origin(caller, "request", once=once)
+    change.keep(record_of("put", change, origin, position, is_audited=True, keeps_data=True))
+    return change
 
 
 def row(change: Change) -> Row:

@@ -15,7 +15,9 @@ from typing import Any, Final, TypeVar
 from itemstore.core.condition import Condition
 from itemstore.core.item import Item, plain
 from itemstore.core.operation import Create, Delete, Patch, Put, Write
+from itemstore.core.record import Once, Origin
 from itemstore.errors import (
+    IdempotencyInProgress,
     ItemExists,
     ItemNotFound,
     PreconditionFailed,
@@ -294,6 +296,7 @@ class Deploy:
                 left = await each.store.close()
             world.check(not left, f"nothing is left in good weather: {left}")
         self._ledger.check_kept(self._excused)
+        self._ledger.check_records(self._excused)
 
     def _check_counters(self) -> None:
         for item_id in COUNTERS:
@@ -321,8 +324,8 @@ class Client:
             if not awake:
                 continue
             instance = self._chance.choice(awake)
-            calls = self._get, self._write, self._count, self._list
-            [call] = self._chance.choices(calls, (6, 4, 3, 1))
+            calls = self._get, self._write, self._count, self._list, self._create_once
+            [call] = self._chance.choices(calls, (6, 4, 3, 1, 2))
             try:
                 await call(instance)
             except Gone:
@@ -402,6 +405,23 @@ class Client:
         await self._do(other, Put(item_id, {"n": n}, when), Durability.COMMIT)
         self._deploy._increments[item_id] += 1
 
+    async def _create_once(self, instance: Instance) -> None:
+        """One request at commit, sent again and again: it is carried out once, by whomever."""
+        key = f"{self._chance.getrandbits(64):x}"
+        for _ in range(self._chance.choice((1, 2, 4))):
+            origin = Origin("client", once=Once(key, b""))
+            create = instance.store.write(Create({"key": key}), Durability.COMMIT, origin)
+            try:
+                item = await self._ask(instance, create)
+                self._ledger.answer(key, item)
+            except (Unavailable, IdempotencyInProgress, Gone) as error:
+                self._world.tell(f"{instance.name} on {key}: {error!r}")
+                await asyncio.sleep(self._chance.choice((0.01, 0.1, 0.5)))
+            awake = [each for each in self._deploy._alive if each.storage.awake.is_set()]
+            if not awake:
+                return
+            instance = self._chance.choice(awake)
+
     async def _list(self, instance: Instance) -> None:
         """A list is exact whoever is asked."""
         floors = {each: self._ledger.floor(instance.name, each) for each in (*IDS, *COUNTERS)}
@@ -429,6 +449,7 @@ def some_options(chance: random.Random, lease_s: float) -> Options:
         lease_s=lease_s,
         hold_s=chance.choice((0.1, 1.0, 5.0)),
         shutdown_timeout_s=chance.choice((0.2, 5.0)),
+        audit=True,
     )
 
 

@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from itemstore.core.audit import AuditQuery, AuditRow
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.item import created_us_of, pack, version_of
 from itemstore.core.queue import Change
+from itemstore.core.record import Record, unpacked
 from itemstore.storage import (
     Claim,
     ForeignChange,
@@ -38,6 +40,8 @@ class Disk:
     tombstones: dict[str, int] = field(default_factory=dict)
     quarantine: dict[str, Change] = field(default_factory=dict)
     foreign: list[ForeignChange] = field(default_factory=list)
+    audit: dict[tuple[int, str], Record] = field(default_factory=dict)
+    answers: dict[tuple[str, str, int], Record] = field(default_factory=dict)
     lease: LeaseRow = field(default_factory=LeaseRow)
     purged_before: int = 0
     next_id: int = 0
@@ -72,7 +76,39 @@ class Disk:
                 self._put(change.id, change.version, None if change.deleted else change.entry)
                 if not is_held:
                     self._note(change.id, change.version)
+            self._record(change)
         return self.lease.beat(claim, now_us)
+
+    def _record(self, change: Change) -> None:
+        for record in map(unpacked, change.records):
+            if record.is_audited:
+                self.audit.setdefault((record.version, record.id), record)
+            if record.key is not None:
+                place = record.caller, record.key, record.position
+                old = self.answers.get(place)
+                if old is None or old.version < record.version:
+                    self.answers[place] = record
+
+    def repetitions(self, scopes: Sequence[tuple[str, str]], since: int) -> list[Record]:
+        return [
+            record
+            for (caller, key, _), record in self.answers.items()
+            if (caller, key) in scopes and record.version >= since
+        ]
+
+    def audited(self, query: AuditQuery) -> list[AuditRow]:
+        """Without the filters: their SQL has tests of its own."""
+        rows = (
+            AuditRow(v, item_id, v, each.what, each.caller, each.request_id, each.address)
+            for (v, item_id), each in sorted(self.audit.items(), reverse=True)
+        )
+        return [row for row in rows if query.after is None or row[:2] < query.after][: query.limit]
+
+    def purge_records(self, before: int) -> int:
+        old = [place for place, record in self.answers.items() if record.version < before]
+        for place in old:
+            del self.answers[place]
+        return len(old)
 
     def _put(self, item_id: str, version: int, entry: bytes | None) -> None:
         if entry is None:
@@ -88,6 +124,7 @@ class Disk:
         if old is None or old.version < change.version:
             self.quarantine[change.id] = change
             self._reasons[change.id] = reason, now_us
+        self._record(change)
 
     def release(self, ids: Sequence[str]) -> None:
         for item_id in ids:

@@ -7,13 +7,15 @@ is known whether it overtakes one that it does not know of.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from itemstore.core.item import pack, plain, version_of
+from itemstore.core.item import Item, pack, plain, version_of
+from itemstore.core.operation import Write
 from itemstore.core.queue import Change
+from itemstore.core.record import Origin
 from itemstore.options import Durability
 from itemstore.storage import Claim, Standing
 from itemstore.store import ItemStore
@@ -53,6 +55,7 @@ class Ledger:
         self._committed = {item_id: version_of(entry) for item_id, entry in disk.items.items()}
         self._acked: dict[str, int] = {}
         self._own: dict[tuple[str, str], int] = {}
+        self._answers: dict[str, Item] = {}
         self._write = disk.write
         disk.write = self._listening_write  # type: ignore[method-assign]
 
@@ -66,16 +69,18 @@ class Ledger:
         apply, fence = store._apply, store.queue.fence
 
         def listening_apply(
+            operation: Write,
             item_id: str,
             old: bytes | None,
             text: Any,
             level: Durability,
-            created_us: int | None = None,
+            origin: Origin | None,
+            position: int,
         ) -> Any:
             pending = store.queue.get(item_id)
             known = old if old is not None else pending.entry if pending else None
             base = None if known is None else version_of(known)
-            accepted = apply(item_id, old, text, level, created_us)
+            accepted = apply(operation, item_id, old, text, level, origin, position)
             change = accepted.change
             self.world.tell(f"{name} accepts {change} on {base} at {level}")
             is_unique = change.version not in self.writes[item_id]
@@ -177,7 +182,33 @@ class Ledger:
         key = name, item_id
         self._own[key] = max(version, self._own.get(key, 0))
 
+    def answer(self, key: str, item: Item) -> None:
+        """The request with this key is answered, perhaps not for the first time."""
+        self.world.tell(f"{key} is answered: {item.id} {item.version}")
+        first = self._answers.setdefault(key, item)
+        self.world.check(first == item, f"the same answer each time: {first}, {item}")
+        is_safe = self.disk.committed.get(item.id, -1) >= item.version
+        self.world.check(is_safe, f"what is acknowledged at commit is there: {item}")
+
     # --- at the end
+
+    def check_records(self, excused: Sequence[tuple[str, str | None]]) -> None:
+        """Every write that landed or was promised has its row, no other; each key has one item."""
+        rows = {(item_id, version) for version, item_id in self.disk.audit}
+        for item_id, writes in self.writes.items():
+            for version, entry in writes.items():
+                is_lost = {(entry.writer, None), (entry.writer, item_id)} & set(excused)
+                is_due = entry.has_landed or (entry.is_acked and not is_lost)
+                is_there = (item_id, version) in rows
+                is_right = is_there if is_due else not (is_there and entry.is_refused)
+                about = f"a row for each write: {entry}"
+                self.world.check(is_right or entry.writer == HAND, about)
+        unknown = [(each, version) for each, version in rows if version not in self.writes[each]]
+        self.world.check(not unknown, f"no row for what nobody wrote: {unknown}")
+        landed = (e.change for each in self.writes.values() for e in each.values() if e.has_landed)
+        keys = Counter(each.data for each in landed if (each.data or b"").startswith(b'{"key"'))
+        twice = [key for key, count in keys.items() if count > 1]
+        self.world.check(not twice, f"a request with a key is carried out once: {twice}")
 
     def check_kept(self, excused: Sequence[tuple[str, str | None]]) -> None:
         """Every acknowledged write is on the disk, or a newer one; but of those who were killed."""

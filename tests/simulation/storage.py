@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import Final, TypeVar
 from uuid import UUID
 
+from itemstore.core.audit import AuditQuery, AuditRow
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.index import Index, indexes_for
 from itemstore.core.queue import Change
+from itemstore.core.record import Record
 from itemstore.storage import (
     Claim,
     ForeignChange,
@@ -145,7 +147,7 @@ class FlakyStorage:
         self.doom_at = ("", 0)
         self.doom = asyncio.Event()
 
-    async def open(self) -> Found:
+    async def open(self, *, audit_s: float | None = None) -> Found:
         self._check(not self._is_open and not self._is_closed, "open is called once")
         await self._leg()
         await asyncio.sleep(0.001)  # no process starts in no time
@@ -217,6 +219,12 @@ class FlakyStorage:
                 "purge", lambda: self.disk.purge(before_version, self._now_us())
             )
 
+    async def purge_records(self, before_version: int) -> int:
+        with self._alone("purge records"):
+            return await self._call(
+                "purge records", lambda: self.disk.purge_records(before_version)
+            )
+
     # --- the lease
 
     async def renew(self, claim: Claim) -> Standing:
@@ -256,6 +264,13 @@ class FlakyStorage:
 
     async def parked(self) -> tuple[Parked, ...]:
         return await self._call("parked", self.disk.parked)
+
+    async def repetitions(self, scopes: Sequence[tuple[str, str]], since: int) -> list[Record]:
+        self._check(len(scopes) == len(set(scopes)) > 0, f"each key is asked for once: {scopes}")
+        return await self._call("repetitions", lambda: self.disk.repetitions(scopes, since))
+
+    async def audit(self, query: AuditQuery) -> list[AuditRow]:
+        return await self._call("audit", lambda: self.disk.audited(query))
 
     async def load(self, ids: Sequence[str]) -> list[Row]:
         self._check(len(ids) == len(set(ids)) > 0, f"ids in a load are unique: {ids}")

@@ -9,12 +9,23 @@ from typing import Final
 import pytest
 
 from itemstore.core import listing
+from itemstore.core.audit import AuditQuery
 from itemstore.core.cache import Row
 from itemstore.core.index import indexes_for
 from itemstore.core.queue import Change
 from itemstore.storage import LIST_ORDERS, ListQuery, Storage, StorageRefused
 from tests import walking
-from tests.simulation.bodies import NOW, Tables, claim, delete, described, row, upsert, write
+from tests.simulation.bodies import (
+    NOW,
+    Tables,
+    claim,
+    delete,
+    described,
+    recorded,
+    row,
+    upsert,
+    write,
+)
 from tests.walking import items
 
 #: In byte order: one, two, three and four bytes of UTF-8 a character.
@@ -109,6 +120,88 @@ async def test_a_cancelled_write_does_not_break_the_next(storage: Storage) -> No
 
 async def _write(storage: Storage, change: Change) -> None:
     await write(storage, [change])
+
+
+# --- records
+
+
+async def audited(storage: Storage) -> list[tuple[str, int]]:
+    return [(each.id, each.version) for each in await storage.audit(AuditQuery(limit=100))]
+
+
+async def answered(storage: Storage, *keys: str, since: int = 0) -> list[tuple[str, int, int]]:
+    found = await storage.repetitions([("me", key) for key in keys], since)
+    return sorted((each.key or "", each.position, each.version) for each in found)
+
+
+async def test_records_are_committed_with_their_change(tables: Tables, storage: Storage) -> None:
+    """A batch brings all its records or none, and again it brings no more."""
+    await tables.refuse_poison()
+    earlier = recorded(upsert("a", NOW), "k1").record
+    assert earlier is not None
+    change = recorded(upsert("a", NOW + 1), "k2")
+    change.keep_earlier([earlier])
+    batch = [change, recorded(delete("b", NOW + 2)), upsert("c", NOW + 3)]
+    with pytest.raises(StorageRefused):
+        await write(storage, [*batch, upsert("poison", NOW + 4)])
+    assert ([], []) == (await audited(storage), await answered(storage, "k1", "k2"))
+    for _ in range(2):
+        await write(storage, batch)
+        assert [("b", NOW + 2), ("a", NOW + 1), ("a", NOW)] == await audited(storage)
+        expected = [("k1", 0, NOW), ("k2", 0, NOW + 1)]
+        assert expected == await answered(storage, "k1", "k2", "k3")
+
+
+async def test_a_record_comes_back_whole(storage: Storage) -> None:
+    """Id, payload, times and data come back, for its caller's key alone."""
+    change = recorded(upsert("é", NOW, '{"ü":1}'.encode(), NOW - 9), "k", position=3)
+    gone = recorded(delete("gone", NOW + 1), "k", position=4)
+    other = recorded(upsert("x", NOW), "k", caller="other")
+    await write(storage, [gone, other, change])
+    first, second = sorted(await storage.repetitions([("me", "k")], 0), key=lambda r: r.position)
+    assert (change.id, change.entry, False) == (first.id, first.entry(b""), first.deleted)
+    assert ("gone", NOW + 1, True) == (second.id, second.version, second.deleted)
+    assert "payload" not in first.payload
+    assert [] == await answered(storage, "k", since=NOW + 2)
+
+
+async def test_the_newest_answer_of_a_key_wins(storage: Storage) -> None:
+    """Also of two in one batch, and whatever comes late."""
+    newer = recorded(upsert("b", NOW + 2), "k")
+    await write(storage, [recorded(upsert("a", NOW + 1), "k"), newer])
+    await write(storage, [recorded(upsert("c", NOW), "k")])
+    assert [("k", 0, NOW + 2)] == await answered(storage, "k")
+
+
+async def test_without_the_lease_records_go_with_what_was_acknowledged(storage: Storage) -> None:
+    """A late batch leaves records of what was acknowledged, and of nothing else."""
+    await write(storage, [upsert("a", NOW)])
+    late = [
+        recorded(upsert("told", NOW + 1), "k1"),
+        recorded(upsert("untold", NOW + 2, is_acked=False), "k2"),
+    ]
+    assert not (await storage.write(late, claim("another"))).is_held
+    assert [("told", NOW + 1)] == await audited(storage)
+    assert [("k1", 0, NOW + 1)] == await answered(storage, "k1", "k2")
+
+
+async def test_what_is_parked_has_its_records(tables: Tables, storage: Storage) -> None:
+    """A change that was refused leaves them when it is quarantined, and later no second ones."""
+    await tables.refuse_poison()
+    change = recorded(upsert("poison", NOW), "k")
+    for _ in range(2):
+        await storage.quarantine(change, "a rule")
+        assert [("poison", NOW)] == await audited(storage)
+        assert [("k", 0, NOW)] == await answered(storage, "k")
+
+
+async def test_old_answers_are_purged(storage: Storage) -> None:
+    """Those of requests before a version are forgotten, in the end all of them."""
+    await write(storage, [recorded(upsert(each, NOW + n), each) for n, each in enumerate("abc")])
+    while await storage.purge_records(NOW + 2):
+        pass
+    assert [("c", 0, NOW + 2)] == await answered(storage, *"abc")
+    assert 3 == len(await audited(storage))
 
 
 # --- load, page, select

@@ -20,10 +20,11 @@ import pytest
 from aiohttp import web
 
 from itemstore import admission, bulk, errors
-from itemstore.core import data, field, item, lines, listing, query, selection
+from itemstore.core import data, field, item, lines, listing, query, record, selection
+from itemstore.core import queue as write_queue
 from itemstore.options import Options
 from itemstore.storage.postgres import Postgres
-from itemstore.web import app, items, requests, streams
+from itemstore.web import app, audit, items, requests, streams
 from itemstore.web import bulk as web_bulk
 from itemstore.web import server as web_server
 from tests.web.conftest import Service, service_over
@@ -135,7 +136,7 @@ async def test_the_examples_are_answered_as_the_document_says(
 ) -> None:
     """Every command of the document, run in order, prints what stands below it."""
     session = Session()
-    async with service_over(Postgres(dsn)) as service:
+    async with service_over(Postgres(dsn), Options(audit=True)) as service:
         commands = examples((DOCUMENT.parent / f"{name}.md").read_text())
         for command, expected in commands:
             typed = address(session.command(command), service)
@@ -238,6 +239,11 @@ LIMITS: Final = {
     "request line, header line": (HTTP["max_line_size"].default, "bytes"),
     "header lines": (HTTP["max_headers"].default, ""),
     "idle connection, time for the headers to arrive": (web_server.KEEPALIVE_TIMEOUT_S, "s"),
+    "idempotency key": (record.KEY_LENGTH_MAX, "characters"),
+    ("writes of one item that were replaced before PostgreSQL took them, with an audit or a key"): (
+        write_queue.RECORDS_MAX,
+        "",
+    ),
     "request id": (128, "characters"),
     "time for a commit to be confirmed": (OPTIONS.commit_timeout_s, "s (`COMMIT_TIMEOUT`)"),
     "time for a list to wait for accepted writes": (
@@ -270,10 +276,11 @@ def test_the_limits_are_those_of_the_code() -> None:
     [
         ("### POST /import", web_bulk.IMPORT_PARAMETERS),
         ("### GET /export", web_bulk.EXPORT_PARAMETERS),
+        ("### GET /audit", audit.PARAMETERS),
     ],
 )
 def test_the_parameters_of_streams_are_those_of_the_code(heading: str, known: set[str]) -> None:
-    """docs/api.md has each parameter of an import and an export."""
+    """docs/api.md has each parameter of an import, an export and the audit."""
     text = section(heading).partition("| parameter |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) == known
 

@@ -146,8 +146,8 @@ def _request_id(given: str | None, railway: str | None) -> str:
 def _count_answers(patch: pytest.MonkeyPatch, one: Side) -> None:
     answer = lane_module.Lane.answer
 
-    def counted(self: lane_module.Lane, chunk: bytes) -> object:
-        given = answer(self, chunk)
+    def counted(self: lane_module.Lane, chunk: bytes, address: str) -> object:
+        given = answer(self, chunk, address)
         if given is not None:
             one.answered.append(chunk)
         return given
