@@ -10,9 +10,24 @@ from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.caller import ANYBODY, Role
-from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
+from itemstore.errors import (
+    ItemStoreError,
+    MalformedRequest,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
 from itemstore.store import ItemStore
-from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web import (
+    bulk,
+    contract,
+    items,
+    problems,
+    quarantine,
+    requests,
+    streams,
+    system,
+    traffic,
+)
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -31,7 +46,7 @@ class Route(NamedTuple):
 _ITEM: Final = "/items/{id:(?s:.+)}"
 _PARKED: Final = "/quarantine/{id:(?s:.+)}"
 
-#: docs/api.md describes each, which a test compares. GET answers HEAD too.
+#: docs/api.md and openapi.yaml describe each, which tests compare. GET answers HEAD too.
 ROUTES: Final = (
     Route("GET", "/items", items.list_items, Kind.HEAVY, Role.READ),
     Route("POST", "/items", items.create_item, Kind.WRITE, Role.WRITE),
@@ -51,24 +66,31 @@ ROUTES: Final = (
     Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
     Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.ADMIN),
     Route("GET", "/metrics", system.prometheus, Kind.SYSTEM, Role.ADMIN),
+    Route("GET", contract.OPENAPI, contract.answer, Kind.SYSTEM, None),
+    Route("GET", contract.DOCS, contract.answer, Kind.SYSTEM, None),
+    Route("GET", contract.STYLE, contract.answer, Kind.SYSTEM, None),
 )
 
 _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for each in ROUTES}
 
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
+DOCS: Final = web.AppKey("docs", bool)
 
 
-def make_app(store: ItemStore) -> web.Application:
-    """The application over a store, which may still be starting."""
+def make_app(store: ItemStore, *, docs: bool = True) -> web.Application:
+    """The application over a store, which may still be starting; ``docs``: it describes itself."""
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
     app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
+    app[DOCS] = docs
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
+        if route.handler is contract.answer and not docs:
+            continue
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
             app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
@@ -120,16 +142,25 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         response = problems.response(error, request_id)
         if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
             response.headers["Accept-Patch"] = problems.ACCEPT_PATCH
+        if isinstance(error, RouteNotFound):
+            _show_the_way(request, response)
     except web.HTTPException as error:
         response = problems.response(
             problems.from_http(error, request.method, request.path), request_id
         )
+        _show_the_way(request, response)
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     except Exception:
         failure = problems.internal(request.app[LOG], request_id, request.path)
         response = problems.response(failure, request_id)
     return _finish(request, response, started, request_id)
+
+
+def _show_the_way(request: web.Request, response: web.StreamResponse) -> None:
+    """Whoever asks for what there is not is told where it stands what there is."""
+    if request.app[DOCS]:
+        response.headers[hdrs.LINK] = contract.LINK
 
 
 def _finish(

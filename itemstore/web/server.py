@@ -58,7 +58,7 @@ async def serve(settings: Settings) -> int:
             options = settings.options(journal_dir(settings))
             store = ItemStore(_storage(dsn, settings), options, log=log)
             runner = web.AppRunner(
-                make_app(store),
+                make_app(store, docs=settings.docs),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )

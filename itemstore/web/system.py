@@ -8,6 +8,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from itemstore import metrics
+from itemstore.errors import Starting
 from itemstore.store import ItemStore
 from itemstore.web import requests
 from itemstore.web.items import STORE
@@ -26,7 +27,11 @@ async def readyz(request: web.Request) -> web.Response:
     """200 as soon as answers are exact: also of a standby, in a preload, with PostgreSQL away."""
     requests.query(request, ())
     store = request.app[STORE]
-    return momentary(state(store), status=200 if store.is_ready else 503)
+    if store.is_ready:
+        return momentary(state(store))
+    answer = momentary(state(store), status=503)
+    answer.headers[hdrs.RETRY_AFTER] = str(Starting.retry_after_s)
+    return answer
 
 
 def state(store: ItemStore) -> dict[str, Any]:
@@ -76,7 +81,13 @@ async def prometheus(request: web.Request) -> web.Response:
 
     requests.query(request, ())
     body = exposition.expose(request.app[STORE], request.app[TRAFFIC])
-    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
+    return web.Response(
+        body=body,
+        headers={
+            hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST,
+            hdrs.CACHE_CONTROL: "no-store",
+        },
+    )
 
 
 def momentary(value: dict[str, Any], status: int = 200) -> web.Response:
