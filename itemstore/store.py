@@ -341,8 +341,9 @@ class ItemStore:
     async def flush(self) -> None:
         """Returns when everything accepted before the call is committed: the barrier.
 
-        Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``.
+        Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``; Starting, Stopping.
         """
+        self._check_open()  # until it has started, what a journal brings is not in the queue yet
         if not len(self.queue):
             return
         self.persister.check("accepted writes are not committed yet")

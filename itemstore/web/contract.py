@@ -24,7 +24,7 @@ STYLE: Final = "/docs/style.css"
 LINK: Final = f'<{OPENAPI}>; rel="service-desc", <{DOCS}>; rel="service-doc"'
 
 #: A page is true for one version of the server: a client may go on with it for a while.
-_CACHE_CONTROL: Final = "public, max-age=300"
+_CACHE_CONTROL: Final = "max-age=300"
 _HTML: Final = {
     # No script, nothing from elsewhere, and in no frame: https://www.w3.org/TR/CSP3/
     "Content-Security-Policy": (

@@ -14,8 +14,6 @@ from markdown_it import MarkdownIt
 ADDRESS: Final = "localhost:8080"  # as in docs/api.md
 METHODS: Final = ("get", "put", "post", "patch", "delete")
 PROBLEM: Final = "application/problem+json"
-#: Of any request, so that no operation lists them.
-ANYWHERE: Final = frozenset({"malformed_request", "internal_error"})
 
 _MARKDOWN: Final = MarkdownIt("commonmark", {"html": False})
 
@@ -158,20 +156,19 @@ class _Page:
             elif each["in"] == "query":
                 query |= example if isinstance(example, dict) else {each["name"]: str(example)}
         url = ADDRESS + path + (f"?{urlencode(query, safe=',')}" if query else "")
-        words = ["curl", *_sent(body)]
-        if method.upper() != ("POST" if body else "GET"):
-            words[1:1] = ["-X", method.upper()]
-        return shlex.join([*words, url])
+        verb = [] if method == ("post" if body else "get") else ["-X", method.upper()]
+        return shlex.join(["curl", *verb, url, *_sent(body)])
 
     def _parameters(self, parameters: Iterable[Node]) -> _Html:
         rows = [
             (
-                _tag("code", "…" if each.get("explode") else each["name"]),
+                _tag("i", "any field") if each.get("explode") else _tag("code", each["name"]),
                 each["in"],
                 each["schema"],
                 _markdown(each.get("description")),
             )
             for each in parameters
+            if each["name"] not in self._contract["x-headers"]
         ]
         return self._members("Parameters", rows)
 
@@ -180,7 +177,9 @@ class _Page:
         listed = [
             _tag(
                 "div",
-                _tag("dt", name, " ", _tag("small", place, " ", self._kind(schema))),
+                _tag(
+                    "dt", name, " ", _tag("small", _words([_Html(place), self._kind(schema)], ", "))
+                ),
                 _tag("dd", meaning),
             )
             for name, place, schema, meaning in rows
@@ -207,34 +206,35 @@ class _Page:
         )
 
     def _answers(self, operation: Node) -> _Html:
-        codes = {*operation["x-codes"], *ANYWHERE}
+        codes = {*operation["x-codes"], *self._contract["x-codes"]}
         return _Html(
             _tag("h4", "Answers")
             + _tag(
                 "dl",
                 *(
                     self._answer(status, self._seen(each), codes)
-                    for status, each in operation["responses"].items()
+                    for status, each in sorted(operation["responses"].items())
                 ),
             )
         )
 
     def _answer(self, status: str, answer: Node, codes: set[str]) -> _Html:
-        content = answer.get("content", {})
+        content, headers = answer.get("content", {}), set(self._contract["x-headers"])
         if PROBLEM in content:
             known = content[PROBLEM]["schema"]["properties"]["code"]["enum"]
-            told = _words(_tag("code", code) for code in known if code in codes)
+            told = _tag("p", _words(_tag("code", code) for code in known if code in codes))
+            headers.add("Cache-Control")  # no-store, as the introduction says
         else:
             told = _Html("".join(self._medium(*each) for each in content.items()))
-        headers = _words(_tag("code", name) for name in answer.get("headers", {}))
+        own = [_tag("code", each) for each in answer.get("headers", {}) if each not in headers]
         return _tag(
             "div",
             _tag("dt", _tag("b", status, cls=f"s{status[0]}")),
             _tag(
                 "dd",
                 _markdown(answer["description"]),
-                _tag("p", told) if PROBLEM in content else told,
-                _tag("p", "Headers: ", headers, cls="headers") if headers else "",
+                told,
+                _tag("p", "Headers: ", _words(own), cls="headers") if own else "",
             ),
         )
 
@@ -283,7 +283,7 @@ class _Page:
         if "anyOf" in schema:
             return _Html(" or ".join(map(self._kind, schema["anyOf"])))
         words = [
-            _Html(f"{escape(said)} {escape(str(schema[name]))}")
+            _Html(escape(said.format(schema[name])))
             for name, said in _SAID.items()
             if name in schema
         ]
@@ -294,19 +294,17 @@ class _Page:
         elif "type" in schema:
             types = schema["type"]
             words.insert(0, _Html(escape(types if isinstance(types, str) else " or ".join(types))))
-        if "pattern" in schema:
-            words.append(_tag("code", schema["pattern"], cls="pattern"))
         return _Html(", ".join(words))
 
 
 _SAID: Final = {
-    "const": "always",
-    "minimum": "from",
-    "maximum": "to",
-    "maxLength": "at most",
-    "minItems": "at least",
-    "maxItems": "at most",
-    "default": "by default",
+    "const": "always {}",
+    "minimum": "from {}",
+    "maximum": "up to {}",
+    "maxLength": "at most {} characters",
+    "minItems": "at least {}",
+    "maxItems": "at most {}",
+    "default": "by default {}",
 }
 
 
@@ -315,7 +313,8 @@ def _sent(body: Node | None) -> list[str]:
     if body is None:
         return []
     media_type, medium = next(iter(body["content"].items()))
-    text = medium["example"] if isinstance(medium["example"], str) else _shown(medium["example"])
+    example = medium["example"]
+    text = example if isinstance(example, str) else orjson.dumps(example).decode()
     if media_type == "application/json":
         return ["--json", text]
     return ["-H", f"Content-Type: {media_type}", "--data-binary", text]
@@ -351,8 +350,8 @@ def _method(method: str) -> _Html:
     return _tag("b", method.upper(), cls=f"method {method}")
 
 
-def _words(words: Iterable[_Html]) -> _Html:
-    return _Html(" ".join(words))
+def _words(words: Iterable[_Html], between: str = " ") -> _Html:
+    return _Html(between.join(each for each in words if each))
 
 
 def _breakable(path: str) -> _Html:

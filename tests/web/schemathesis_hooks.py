@@ -23,11 +23,13 @@ from itemstore.core.query import parse_filters
 from itemstore.errors import InvalidParameter
 from itemstore.web.contract import contract
 
+Case = schemathesis.Case[Any]
+
 
 @schemathesis.serializer("application/x-ndjson")
-def lines(_: schemathesis.SerializationContext, value: Any) -> dict[str, Any]:
+def lines(_: schemathesis.SerializationContext, value: Any) -> bytes:
     """A body of an import: as it is, if it is a text."""
-    return {"data": value if isinstance(value, bytes) else str(value).encode(errors="replace")}
+    return value if isinstance(value, bytes) else str(value).encode(errors="replace")
 
 
 @schemathesis.deserializer("application/x-ndjson", "text/csv")
@@ -40,7 +42,7 @@ def text(_: schemathesis.DeserializationContext, response: schemathesis.Response
 def filter_failure(
     context: schemathesis.HookContext,
     failure: Failure,
-    case: schemathesis.Case,
+    case: Case,
     response: schemathesis.Response,
 ) -> bool:
     """Whether it is one: not if the request breaks the words, or is refused part by part."""
@@ -52,12 +54,12 @@ def filter_failure(
     return True
 
 
-def _is_refused_in_part(case: schemathesis.Case, response: schemathesis.Response) -> bool:
+def _is_refused_in_part(case: Case, response: schemathesis.Response) -> bool:
     """Batches and imports answer 200, and say of each part what is wrong with it."""
     if case.path == "/items:batch":
         return any(each["status"] >= 400 for each in response.json()["results"])
     if case.path == "/import":
-        return orjson.loads(response.content.splitlines()[-1])["failed"] > 0
+        return bool(orjson.loads(response.content.splitlines()[-1])["failed"])
     return False
 
 
@@ -70,7 +72,7 @@ def _values(value: Any, depth: int = 0) -> Iterator[tuple[Any, int]]:
             yield from _values(each, depth + 1)
 
 
-def _has_odd_data(case: schemathesis.Case) -> bool:
+def _has_odd_data(case: Case) -> bool:
     """A number beyond 64 bits, U+0000, or too many levels."""
     return any(
         (isinstance(each, int) and not INT_MIN <= each <= INT_MAX)
@@ -80,28 +82,28 @@ def _has_odd_data(case: schemathesis.Case) -> bool:
     )
 
 
-def _has_odd_id(case: schemathesis.Case) -> bool:
+def _has_odd_id(case: Case) -> bool:
     """More bytes than an id has, in the path or in the body."""
     body = case.body if isinstance(case.body, Mapping) else {}
     ids = [unquote(str(case.path_parameters.get("id", ""))), body.get("id")]
     return any(isinstance(each, str) and len(each.encode()) > ID_MAX_BYTES for each in ids)
 
 
-def _has_another_id(case: schemathesis.Case) -> bool:
+def _has_another_id(case: Case) -> bool:
     """The id in the body is not the one in the path."""
     body = case.body if isinstance(case.body, Mapping) else {}
     given = case.path_parameters.get("id")
     return "id" in body and given is not None and body["id"] != unquote(str(given))
 
 
-def _has_odd_tags(case: schemathesis.Case) -> bool:
+def _has_odd_tags(case: Case) -> bool:
     """Not what the schema says: schemathesis fills a header it has no value for with a 0."""
     tags = contract()["components"]["schemas"]["Tags"]["pattern"]
     given = [case.headers.get(name) for name in ("If-Match", "If-None-Match")]
     return any(each is not None and not re.search(tags, each) for each in given)
 
 
-def _has_odd_parameters(case: schemathesis.Case) -> bool:
+def _has_odd_parameters(case: Case) -> bool:
     """Of CSV where none is asked for, too long a prefix, or a filter whose value does not fit."""
     query = dict(case.query)
     if (
@@ -121,7 +123,7 @@ def _has_odd_parameters(case: schemathesis.Case) -> bool:
 
 
 #: Code → whether the request breaks what the contract says in words.
-WORDS: Final[Mapping[str, Callable[[schemathesis.Case], bool]]] = {
+WORDS: Final[Mapping[str, Callable[[Case], bool]]] = {
     "invalid_data": _has_odd_data,
     "invalid_id": _has_odd_id,
     "invalid_item": _has_another_id,
