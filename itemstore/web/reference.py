@@ -206,7 +206,8 @@ class _Page:
         )
 
     def _answers(self, operation: Node) -> _Html:
-        codes = {*operation["x-codes"], *self._contract["x-codes"]}
+        of_any = self._contract["x-codes"]["asked" if "x-role" in operation else "open"]
+        codes = {*operation["x-codes"], *of_any}
         return _Html(
             _tag("h4", "Answers")
             + _tag(

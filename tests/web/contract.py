@@ -50,17 +50,23 @@ def problem_codes(answer: Node) -> set[str]:
 
 def codes_of(operation: Node) -> set[str]:
     """The codes of the problems that an operation may be answered with."""
-    return {*operation["x-codes"], *contract()["x-codes"]}
+    of_any = contract()["x-codes"]["asked" if "x-role" in operation else "open"]
+    return {*operation["x-codes"], *of_any}
+
+
+def template(path: str) -> str:
+    """The path of a route as OpenAPI writes it: ``/items/{id}``."""
+    return re.sub(r"{(\w+):[^}]+}", r"{\1}", path)
 
 
 def matching(method: str, target: str) -> tuple[str, Node] | None:
     """The operation that a request asks for, with its name."""
     path = target.partition("?")[0]
     method = "GET" if method == "HEAD" else method
-    for (known, template), operation in operations().items():
-        pattern = re.escape(template).replace(r"\{id\}", "[^/]+")
+    for (known, named), operation in operations().items():
+        pattern = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(named))
         if known == method and re.fullmatch(pattern, path):
-            return f"{method} {template}", operation
+            return f"{method} {named}", operation
     return None
 
 

@@ -28,6 +28,7 @@ from tests.web.contract import (
     problem_codes,
     problems_of,
     seen,
+    template,
 )
 
 OPERATIONS: Final = operations()
@@ -100,7 +101,7 @@ def test_its_version_is_the_package_s() -> None:
 
 def test_it_has_every_route() -> None:
     """Each route of app.ROUTES is an operation in openapi.yaml, and there is no other."""
-    routes = {(each.method, each.path.replace(":(?s:.+)", "")) for each in app.ROUTES}
+    routes = {(each.method, template(each.path)) for each in app.ROUTES}
 
     assert set() == routes - set(OPERATIONS), "add these to openapi.yaml"
     assert set() == set(OPERATIONS) - routes, "openapi.yaml has what app.ROUTES does not"
@@ -110,7 +111,7 @@ def test_it_has_every_route() -> None:
 @pytest.mark.parametrize("route", app.ROUTES, ids=lambda each: f"{each.method} {each.path}")
 def test_roles_and_kinds_are_those_of_the_routes(route: app.Route) -> None:
     """x-role and x-kind are the route's; where anybody may call, no credential is asked for."""
-    operation = OPERATIONS[route.method, route.path.replace(":(?s:.+)", "")]
+    operation = OPERATIONS[route.method, template(route.path)]
 
     role = None if route.role is None else route.role.name.lower()
     assert operation.get("x-role") == role
