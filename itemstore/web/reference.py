@@ -9,32 +9,27 @@ from typing import Any, Final
 from urllib.parse import quote, urlencode
 
 import orjson
-from markdown_it import MarkdownIt
+
+from itemstore.web.html import Html, block, code, element, joined, markdown
 
 ADDRESS: Final = "localhost:8080"  # as in docs/api.md
 METHODS: Final = ("get", "put", "post", "patch", "delete")
 PROBLEM: Final = "application/problem+json"
 
-_MARKDOWN: Final = MarkdownIt("commonmark", {"html": False})
-
 Node = Mapping[str, Any]  # a part of the contract
-
-
-class _Html(str):
-    """Text that is HTML already."""
 
 
 def render(contract: Node) -> str:
     """The page."""
-    return "<!doctype html>\n" + _tag(
+    return "<!doctype html>\n" + element(
         "html",
-        _tag(
+        element(
             "head",
-            _tag("meta", charset="utf-8"),
-            _tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-            _tag("meta", name="color-scheme", content="light dark"),
-            _tag("title", f"{contract['info']['title']}: the HTTP API"),
-            _tag("link", rel="stylesheet", href="/docs/style.css"),
+            element("meta", charset="utf-8"),
+            element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+            element("meta", name="color-scheme", content="light dark"),
+            element("title", f"{contract['info']['title']}: the HTTP API"),
+            element("link", rel="stylesheet", href="/docs/style.css"),
         ),
         _Page(contract).body(),
         lang="en",
@@ -47,12 +42,12 @@ class _Page:
     def __init__(self, contract: Node) -> None:
         self._contract = contract
 
-    def body(self) -> _Html:
-        return _tag(
+    def body(self) -> Html:
+        return element(
             "body",
-            _tag("a", "Skip to the text", href="#main", cls="skip"),
+            element("a", "Skip to the text", href="#main", cls="skip"),
             self._navigation(),
-            _tag(
+            element(
                 "main",
                 self._introduction(),
                 *(self._section(each) for each in self._contract["tags"]),
@@ -61,61 +56,50 @@ class _Page:
             ),
         )
 
-    def _navigation(self) -> _Html:
-        info = self._contract["info"]
-        return _tag(
+    def _navigation(self) -> Html:
+        info, tags = self._contract["info"], self._contract["tags"]
+        version = element("small", info["version"])
+        return element(
             "nav",
-            _tag("a", info["title"], " ", _tag("small", info["version"]), href="#main", cls="home"),
-            *(
-                _Html(
-                    _tag("h2", _tag("a", tag["name"], href=f"#{_slug(tag['name'])}"))
-                    + _tag(
-                        "ul",
-                        *(
-                            _tag(
-                                "li",
-                                _tag(
-                                    "a",
-                                    _method(method),
-                                    _tag("span", _breakable(path)),
-                                    href=f"#{each['operationId']}",
-                                ),
-                            )
-                            for method, path, each in self._operations(tag["name"])
-                        ),
-                    )
-                )
-                for tag in self._contract["tags"]
-            ),
-            _tag("h2", _tag("a", "Schemas", href="#schemas")),
+            element("a", info["title"], " ", version, href="#main", cls="home"),
+            *(self._group(tag["name"]) for tag in tags),
+            element("h2", element("a", "Schemas", href="#schemas")),
             **{"aria-label": "Operations"},
         )
 
-    def _introduction(self) -> _Html:
+    def _group(self, tag: str) -> Html:
+        links = (
+            element("a", _method(method), _breakable(path), href=f"#{operation['operationId']}")
+            for method, path, operation in self._operations(tag)
+        )
+        heading = element("h2", element("a", tag, href=f"#{_slug(tag)}"))
+        return joined([heading, element("ul", *(element("li", link) for link in links))])
+
+    def _introduction(self) -> Html:
         info = self._contract["info"]
         bearer = self._contract["components"]["securitySchemes"]["bearer"]
-        return _tag(
+        return element(
             "header",
-            _tag("h1", info["title"]),
-            _tag("p", info["summary"], cls="lead"),
-            _markdown(info["description"]),
-            _tag("h2", "Authorization", id="authorization"),
-            _markdown(bearer["description"]),
-            _pre(f'curl {ADDRESS}/items -H "Authorization: Bearer $API_KEY"'),
-            _tag(
+            element("h1", info["title"]),
+            element("p", info["summary"], cls="lead"),
+            markdown(info["description"]),
+            element("h2", "Authorization", id="authorization"),
+            markdown(bearer["description"]),
+            block(f'curl {ADDRESS}/items -H "Authorization: Bearer $API_KEY"'),
+            element(
                 "p",
                 "For machines: ",
-                _tag("a", "openapi.json", href="/openapi.json"),
+                element("a", "openapi.json", href="/openapi.json"),
                 f" (OpenAPI {self._contract['openapi']}).",
             ),
         )
 
-    def _section(self, tag: Node) -> _Html:
+    def _section(self, tag: Node) -> Html:
         name = tag["name"]
-        return _tag(
+        return element(
             "section",
-            _tag("h2", name, id=_slug(name)),
-            _markdown(tag.get("description")),
+            element("h2", name, id=_slug(name)),
+            markdown(tag.get("description")),
             *(self._operation(*each) for each in self._operations(name)),
         )
 
@@ -125,21 +109,21 @@ class _Page:
                 if method in item and tag in item[method]["tags"]:
                     yield method, path, item[method]
 
-    def _operation(self, method: str, path: str, operation: Node) -> _Html:
+    def _operation(self, method: str, path: str, operation: Node) -> Html:
         shared = self._contract["paths"][path].get("parameters", ())
         parameters = [self._seen(each) for each in (*shared, *operation.get("parameters", ()))]
         role = operation.get("x-role")
-        return _tag(
+        return element(
             "article",
-            _tag("h3", _method(method), " ", _tag("code", _breakable(path))),
-            _tag(
+            element("h3", _method(method), " ", code(_breakable(path))),
+            element(
                 "p",
                 operation["summary"],
-                _tag("small", f"role {role}" if role else "open to all"),
+                element("small", f"role {role}" if role else "open to all"),
                 cls="summary",
             ),
-            _markdown(operation.get("description")),
-            _pre(self.curl(method, path, parameters, operation.get("requestBody"))),
+            markdown(operation.get("description")),
+            block(self.curl(method, path, parameters, operation.get("requestBody"))),
             self._parameters(parameters),
             self._body(operation.get("requestBody")),
             self._answers(operation),
@@ -159,110 +143,100 @@ class _Page:
         verb = [] if method == ("post" if body else "get") else ["-X", method.upper()]
         return shlex.join(["curl", *verb, url, *_sent(body)])
 
-    def _parameters(self, parameters: Iterable[Node]) -> _Html:
+    def _parameters(self, parameters: Iterable[Node]) -> Html:
         rows = [
             (
-                _tag("i", "any field") if each.get("explode") else _tag("code", each["name"]),
+                element("i", "any field") if each.get("explode") else code(each["name"]),
                 each["in"],
                 each["schema"],
-                _markdown(each.get("description")),
+                each.get("description"),
             )
             for each in parameters
             if each["name"] not in self._contract["x-headers"]
         ]
         return self._members("Parameters", rows)
 
-    def _members(self, title: str, rows: Iterable[tuple[str, str, Node, _Html]]) -> _Html:
+    def _members(self, title: str, rows: Iterable[tuple[Html, str, Node, str | None]]) -> Html:
         """A list of names, each with its place, what it may be, and what it means."""
         listed = [
-            _tag(
+            element(
                 "div",
-                _tag(
-                    "dt", name, " ", _tag("small", _words([_Html(place), self._kind(schema)], ", "))
-                ),
-                _tag("dd", meaning),
+                element("dt", name, " ", element("small", joined([place, self._kind(each)], ", "))),
+                element("dd", markdown(meant)),
             )
-            for name, place, schema, meaning in rows
+            for name, place, each, meant in rows
         ]
-        if not listed:
-            return _Html()
-        return _Html((_tag("h4", title) if title else "") + _tag("dl", *listed))
-
-    def _body(self, body: Node | None) -> _Html:
-        if body is None:
-            return _Html()
-        return _Html(
-            _tag("h4", "Body")
-            + _markdown(body.get("description"))
-            + "".join(self._medium(*each) for each in body["content"].items())
+        return (
+            joined([element("h4", title) if title else "", element("dl", *listed)])
+            if listed
+            else Html()
         )
 
-    def _medium(self, media_type: str, medium: Node) -> _Html:
+    def _body(self, body: Node | None) -> Html:
+        if body is None:
+            return Html()
+        media = (self._medium(*each) for each in body["content"].items())
+        return joined([element("h4", "Body"), markdown(body.get("description")), *media])
+
+    def _medium(self, media_type: str, medium: Node) -> Html:
         examples = [self._seen(each)["value"] for each in medium.get("examples", {}).values()]
         examples += [medium["example"]] if "example" in medium else []
-        return _Html(
-            _tag("p", _tag("code", media_type), " ", self._kind(medium["schema"]))
-            + "".join(_pre(_shown(each)) for each in examples)
-        )
+        form = element("p", code(media_type), " ", self._kind(medium["schema"]))
+        return joined([form, *(block(_shown(each)) for each in examples)])
 
-    def _answers(self, operation: Node) -> _Html:
+    def _answers(self, operation: Node) -> Html:
         of_any = self._contract["x-codes"]["asked" if "x-role" in operation else "open"]
         codes = {*operation["x-codes"], *of_any}
-        return _Html(
-            _tag("h4", "Answers")
-            + _tag(
-                "dl",
-                *(
-                    self._answer(status, self._seen(each), codes)
-                    for status, each in sorted(operation["responses"].items())
-                ),
-            )
+        answers = (
+            self._answer(status, self._seen(each), codes)
+            for status, each in sorted(operation["responses"].items())
         )
+        return joined([element("h4", "Answers"), element("dl", *answers)])
 
-    def _answer(self, status: str, answer: Node, codes: set[str]) -> _Html:
+    def _answer(self, status: str, answer: Node, codes: set[str]) -> Html:
         content, headers = answer.get("content", {}), set(self._contract["x-headers"])
         if PROBLEM in content:
             known = content[PROBLEM]["schema"]["properties"]["code"]["enum"]
-            told = _tag("p", _words(_tag("code", code) for code in known if code in codes))
+            told = element("p", joined((code(each) for each in known if each in codes), " "))
             headers.add("Cache-Control")  # no-store, as the introduction says
         else:
-            told = _Html("".join(self._medium(*each) for each in content.items()))
-        own = [_tag("code", each) for each in answer.get("headers", {}) if each not in headers]
-        return _tag(
+            told = joined(self._medium(*each) for each in content.items())
+        own = [code(each) for each in answer.get("headers", {}) if each not in headers]
+        return element(
             "div",
-            _tag("dt", _tag("b", status, cls=f"s{status[0]}")),
-            _tag(
+            element("dt", element("b", status, cls=f"s{status[0]}")),
+            element(
                 "dd",
-                _markdown(answer["description"]),
+                markdown(answer["description"]),
                 told,
-                _tag("p", "Headers: ", _words(own), cls="headers") if own else "",
+                element("p", "Headers: ", joined(own, " "), cls="headers") if own else "",
             ),
         )
 
-    def _schemas(self) -> _Html:
+    def _schemas(self) -> Html:
         schemas = self._contract["components"]["schemas"]
-        return _tag(
+        return element(
             "section",
-            _tag("h2", "Schemas", id="schemas"),
+            element("h2", "Schemas", id="schemas"),
             *(self._schema(name, schema) for name, schema in schemas.items()),
         )
 
-    def _schema(self, name: str, schema: Node) -> _Html:
+    def _schema(self, name: str, schema: Node) -> Html:
         required = schema.get("required", ())
         rows = [
             (
-                _tag("code", member),
+                code(member),
                 "required" if member in required else "",
                 each,
-                _markdown(each.get("description")),
+                each.get("description"),
             )
             for member, each in schema.get("properties", {}).items()
         ]
-        return _tag(
+        return element(
             "article",
-            _tag("h3", name),
-            _markdown(schema.get("description")),
-            "" if rows else _tag("p", self._kind(schema)),
+            element("h3", name),
+            markdown(schema.get("description")),
+            "" if rows else element("p", self._kind(schema)),
             self._members("", rows),
             id=f"schema-{name}",
         )
@@ -276,26 +250,23 @@ class _Page:
             node = found
         return node
 
-    def _kind(self, schema: Node) -> _Html:
+    def _kind(self, schema: Node) -> Html:
         """What values are allowed, in a few words."""
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
-            return _tag("a", name, href=f"#schema-{name}")
+            return element("a", name, href=f"#schema-{name}")
         if "anyOf" in schema:
-            return _Html(" or ".join(map(self._kind, schema["anyOf"])))
-        words = [
-            _Html(escape(said.format(schema[name])))
-            for name, said in _SAID.items()
-            if name in schema
-        ]
-        if "enum" in schema:
-            words.insert(0, _Html(" | ".join(_tag("code", each) for each in schema["enum"])))
+            return joined(map(self._kind, schema["anyOf"]), " or ")
+        words: list[str] = []
         if schema.get("type") == "array":
-            words.insert(0, _Html("array of " + (self._kind(schema["items"]) or "objects")))
+            words.append(joined(["array of ", self._kind(schema["items"]) or "objects"]))
         elif "type" in schema:
             types = schema["type"]
-            words.insert(0, _Html(escape(types if isinstance(types, str) else " or ".join(types))))
-        return _Html(", ".join(words))
+            words.append(types if isinstance(types, str) else " or ".join(types))
+        if "enum" in schema:
+            words.append(joined(map(code, schema["enum"]), " | "))
+        words += [said.format(schema[name]) for name, said in _SAID.items() if name in schema]
+        return joined(words, ", ")
 
 
 _SAID: Final = {
@@ -321,25 +292,6 @@ def _sent(body: Node | None) -> list[str]:
     return ["-H", f"Content-Type: {media_type}", "--data-binary", text]
 
 
-def _tag(name: str, /, *content: str, cls: str = "", **attributes: str) -> _Html:
-    """An element; text in it is escaped unless it is HTML."""
-    if cls:
-        attributes["class"] = cls
-    given = "".join(f' {key}="{escape(value)}"' for key, value in attributes.items())
-    if name in {"meta", "link"}:
-        return _Html(f"<{name}{given}>")
-    inner = "".join(each if isinstance(each, _Html) else escape(each) for each in content)
-    return _Html(f"<{name}{given}>{inner}</{name}>")
-
-
-def _markdown(text: str | None) -> _Html:
-    return _Html(_MARKDOWN.render(text)) if text else _Html()
-
-
-def _pre(text: str) -> _Html:
-    return _tag("pre", _tag("code", text.rstrip("\n")), tabindex="0")
-
-
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
@@ -347,17 +299,13 @@ def _shown(value: Any) -> str:
     return short if len(short) <= 80 else orjson.dumps(value, option=orjson.OPT_INDENT_2).decode()
 
 
-def _method(method: str) -> _Html:
-    return _tag("b", method.upper(), cls=f"method {method}")
+def _method(method: str) -> Html:
+    return element("b", method.upper(), cls=f"method {method}")
 
 
-def _words(words: Iterable[_Html], between: str = " ") -> _Html:
-    return _Html(between.join(each for each in words if each))
-
-
-def _breakable(path: str) -> _Html:
+def _breakable(path: str) -> Html:
     """The path, which a narrow page may break after a slash."""
-    return _Html(escape(path).replace("/", "/<wbr>"))
+    return element("span", Html(escape(path).replace("/", "/<wbr>")))
 
 
 def _slug(name: str) -> str:
