@@ -255,6 +255,8 @@ class _Page:
         if "$ref" in schema:
             name = schema["$ref"].rpartition("/")[2]
             return element("a", name, href=f"#schema-{name}")
+        if "contentSchema" in schema:
+            return joined(["lines of ", self._kind(schema["contentSchema"])])
         if "anyOf" in schema:
             return joined(map(self._kind, schema["anyOf"]), " or ")
         words: list[str] = []

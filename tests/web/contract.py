@@ -123,10 +123,17 @@ def _check_body(
         return
     media_type = headers["Content-Type"].partition(";")[0]
     assert media_type in content, f"{name}: add the media type {media_type} to openapi.yaml"
-    if method == "HEAD" or not media_type.endswith("json") or media_type.endswith("ndjson"):
+    if method == "HEAD" or not media_type.endswith("json"):
+        return
+    schema = content[media_type]["schema"]
+    if "contentSchema" in schema:
+        for line in body.splitlines():
+            assert [] == problems_of(orjson.loads(line), schema["contentSchema"]), (
+                f"{name}: {line!r}"
+            )
         return
     value = orjson.loads(body)
-    assert [] == problems_of(value, content[media_type]["schema"]), f"{name}: {body[:200]!r}"
+    assert [] == problems_of(value, schema), f"{name}: {body[:200]!r}"
     if media_type == PROBLEM:
         code = value["code"]
         assert code in codes_of(operation), f"{name}: add {code} to its x-codes in openapi.yaml"
