@@ -262,6 +262,12 @@ class Settings(BaseSettings):
         "true or false",
     )
 
+    docs: bool = _setting(
+        True,
+        "Whether the API is described at /openapi.json and /docs, to anybody.",
+        "true or false",
+    )
+
     # What Railway says about itself; not settings of ours.
     railway_volume_mount_path: Path | None = Field(default=None, exclude=True)
     railway_deployment_draining_seconds: str | None = Field(default=None, exclude=True)

@@ -30,7 +30,7 @@ from itemstore.core.cache import Cache
 from itemstore.core.item import Item, VersionClock, check_id, following, version_of
 from itemstore.core.operation import KEEP, Get, Import, Operation, Write, is_unnamed, named
 from itemstore.core.query import Filters
-from itemstore.core.queue import Change, Write, is_unnamed
+from itemstore.core.queue import Change, WriteQueue
 from itemstore.core.recent import Recent
 from itemstore.core.record import Origin
 from itemstore.deadlines import Deadlines
@@ -350,8 +350,9 @@ class ItemStore(ShortForms):
     async def flush(self) -> None:
         """Returns when everything accepted before the call is committed: the barrier.
 
-        Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``.
+        Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``; Starting, Stopping.
         """
+        self._check_open()  # until it has started, what a journal brings is not in the queue yet
         if not len(self.queue):
             return
         self.persister.check("accepted writes are not committed yet")

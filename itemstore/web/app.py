@@ -11,7 +11,13 @@ from aiohttp import HttpVersion11, hdrs, web
 from structlog.typing import FilteringBoundLogger
 
 from itemstore.core.caller import NOBODY, Role
-from itemstore.errors import Forbidden, ItemStoreError, MalformedRequest, UnsupportedMediaType
+from itemstore.errors import (
+    Forbidden,
+    ItemStoreError,
+    MalformedRequest,
+    RouteNotFound,
+    UnsupportedMediaType,
+)
 from itemstore.store import ItemStore
 from itemstore.surroundings import Surroundings
 from itemstore.tasks import end
@@ -19,6 +25,7 @@ from itemstore.web import (
     access,
     audit,
     bulk,
+    contract,
     items,
     keys,
     numbers,
@@ -52,7 +59,7 @@ _ITEM: Final = "/items/{id:(?s:.+)}"
 _PARKED: Final = "/quarantine/{id:(?s:.+)}"
 _KEY: Final = "/keys/{id:(?s:.+)}"
 
-#: docs/api.md describes each, which a test compares. GET answers HEAD too.
+#: docs/api.md and openapi.yaml describe each, which tests compare. GET answers HEAD too.
 ROUTES: Final = (
     Route("GET", "/items", items.list_items, Kind.HEAVY, Role.READ),
     Route("POST", "/items", items.create_item, Kind.WRITE, Role.WRITE),
@@ -76,6 +83,9 @@ ROUTES: Final = (
     Route("GET", "/readyz", system.readyz, Kind.SYSTEM, None),
     Route("GET", "/stats", system.stats, Kind.SYSTEM, Role.READ, is_whole=True),
     Route("GET", "/metrics", system.prometheus, Kind.SYSTEM, Role.READ, is_whole=True),
+    Route("GET", contract.OPENAPI, contract.answer, Kind.SYSTEM, None),
+    Route("GET", contract.DOCS, contract.answer, Kind.SYSTEM, None),
+    Route("GET", contract.STYLE, contract.answer, Kind.SYSTEM, None),
 )
 
 _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for each in ROUTES}
@@ -86,14 +96,19 @@ ROLE_OF: Final = {route: each.role for route, each in _ROUTES.items() if each.ro
 _KINDS: Final = {f"{method} {path}": each.kind for (method, path), each in _ROUTES.items()}
 
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
+DOCS: Final = web.AppKey("docs", bool)
 
 
 def make_app(
-    store: ItemStore, guard: access.Guard | None = None, around: Surroundings | None = None
+    store: ItemStore,
+    guard: access.Guard | None = None,
+    around: Surroundings | None = None,
+    *,
+    docs: bool = True,
 ) -> web.Application:
     """The application over a store, which may still be starting, and what it stands on.
 
-    Without a guard it is for anybody.
+    Without a guard it is for anybody. ``docs``: it describes itself.
     """
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
@@ -104,9 +119,12 @@ def make_app(
     app[numbers.AROUND] = around or Surroundings()
     app.cleanup_ctx.extend((access.running, _look_around))
     app[LOG] = store.log
+    app[DOCS] = docs
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
+        if route.handler is contract.answer and not docs:
+            continue
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
             app.router.add_route(method, route.path, route.handler, expect_handler=_expect)
     return app
@@ -176,16 +194,25 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         response = problems.response(error, request_id)
         if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
             response.headers["Accept-Patch"] = problems.ACCEPT_PATCH
+        if isinstance(error, RouteNotFound):
+            _show_the_way(request, response)
     except web.HTTPException as error:
         response = problems.response(
             problems.from_http(error, request.method, request.path), request_id
         )
+        _show_the_way(request, response)
         if hdrs.ALLOW in error.headers:
             response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
     except Exception:
         failure = problems.internal(request.app[LOG], request_id, request.path)
         response = problems.response(failure, request_id)
     return _finish(request, response, started, request_id)
+
+
+def _show_the_way(request: web.Request, response: web.StreamResponse) -> None:
+    """Whoever asks for what there is not is told where it stands what there is."""
+    if request.app[DOCS]:
+        response.headers[hdrs.LINK] = contract.LINK
 
 
 def _finish(

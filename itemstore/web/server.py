@@ -70,6 +70,7 @@ async def serve(settings: Settings) -> int:
                     store,
                     _guard(allowed, storage, log),
                     Surroundings(storage, _data_dir(settings)),
+                    docs=settings.docs,
                 ),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,

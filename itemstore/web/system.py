@@ -8,6 +8,7 @@ import orjson
 from aiohttp import hdrs, web
 
 from itemstore import metrics
+from itemstore.errors import Starting
 from itemstore.store import ItemStore
 from itemstore.web import access, requests
 from itemstore.web.items import STORE
@@ -25,7 +26,11 @@ async def readyz(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     told = state(store) if await access.is_told_all(request) else {"ready": store.is_ready}
-    return momentary(told, status=200 if store.is_ready else 503)
+    if store.is_ready:
+        return momentary(told)
+    answer = momentary(told, status=503)
+    answer.headers[hdrs.RETRY_AFTER] = str(Starting.retry_after_s)
+    return answer
 
 
 def state(store: ItemStore) -> dict[str, Any]:
@@ -76,8 +81,13 @@ async def prometheus(request: web.Request) -> web.Response:
     from itemstore.web import exposition
 
     requests.query(request, ())
-    body = exposition.expose(request.app)
-    return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
+    return web.Response(
+        body=exposition.expose(request.app),
+        headers={
+            hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST,
+            hdrs.CACHE_CONTROL: "no-store",
+        },
+    )
 
 
 def momentary(value: dict[str, Any], status: int = 200) -> web.Response:

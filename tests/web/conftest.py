@@ -43,6 +43,7 @@ from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.traffic import Traffic
 from tests.conftest import _FOUND
 from tests.sql import make_database
+from tests.web import contract
 
 ANSWER_LIMIT_S: Final = 20.0  # so that a missing answer fails a test instead of hanging it
 PROBLEM: Final = "application/problem+json"
@@ -78,6 +79,7 @@ class Answer:
     status: int
     headers: CIMultiDictProxy[str]
     body: bytes
+    target: str | None = None  #: None where the request was none, or is not known
 
     @property
     def json(self) -> Any:
@@ -97,6 +99,8 @@ class Answer:
             assert not any(each in value for value in self.headers.values()), self.headers
         if self.status >= 400 and self.method != "HEAD":
             self.check_problem()
+        if self.target is not None:
+            contract.check(self.method, self.target, self.status, self.headers, self.body)
 
     def check_problem(self) -> None:
         """RFC 9457, and our promises on top of it."""
@@ -160,7 +164,7 @@ class Api:
                 skip_auto_headers=("Content-Type",),
             ) as response,
         ):
-            answer = Answer(method, response.status, response.headers, await response.read())
+            answer = Answer(method, response.status, response.headers, await response.read(), path)
         if check:
             answer.check()
         return answer

@@ -79,7 +79,7 @@ async def test_an_empty_list(api: Api, name: str) -> None:
 
     assert answer.json == {"items": [], "next": None, "count": 0}
     assert answer.headers["Content-Type"] == "application/json"
-    assert answer.headers["Cache-Control"] == "no-cache"
+    assert answer.headers["Cache-Control"] == "no-store"
 
 
 async def test_count_is_told_when_asked_for(
