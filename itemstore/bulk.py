@@ -16,6 +16,7 @@ from typing import Final, NamedTuple
 
 from itemstore.accepted import Accepted
 from itemstore.core import listing
+from itemstore.core.caller import ANYBODY, Caller
 from itemstore.core.item import Item, check_id
 from itemstore.core.operation import Import
 from itemstore.core.query import Filters
@@ -58,11 +59,12 @@ Tell = Callable[[Sequence[Result]], Awaitable[None]]
 class Importing:
     """One import under way: ``run`` is its life, ``counts`` what has been told of each status."""
 
-    def __init__(self, store: ItemStore, level: Durability) -> None:
+    def __init__(self, store: ItemStore, level: Durability, caller: Caller = ANYBODY) -> None:
         self.counts = dict.fromkeys(STATUSES, 0)
         self.last_line = 0  #: the last one told
         self._store = store
         self._level = level
+        self._caller = caller
         self._parts: asyncio.Queue[Part | Exception | None] = asyncio.Queue(PARTS_MAX)
 
     async def run(self, entries: AsyncIterator[Sequence[Entry]], tell: Tell) -> None:
@@ -118,7 +120,7 @@ class Importing:
         deadline = self._store.monotonic() + ROOM_WAIT_S
         while True:
             try:
-                return await self._store.accept(operation, self._level)
+                return await self._store.accept(operation, self._level, self._caller)
             except Overloaded:
                 if self._store.monotonic() >= deadline:
                     raise

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 
-from itemstore.accepted import settle
-from itemstore.core.queue import Change
-from itemstore.errors import CommitUnconfirmed
+from itemstore.accepted import Accepted, settle
+from itemstore.core.item import version_of
+from itemstore.core.queue import Change, WriteQueue
+from itemstore.errors import CommitUnconfirmed, ItemQuarantined
+from itemstore.options import Durability
 
 
 class Deadlines:
@@ -36,6 +38,24 @@ class Deadlines:
         done = self.future(partial(self._unconfirmed, change.version))
         change.settled += (partial(settle, done),)
         return done
+
+    def kept(self, queue: WriteQueue, item_id: str, entry: bytes, level: Durability) -> Accepted:
+        """A write that leaves the item as it is: no more is promised than what holds, or will.
+
+        Raises ItemQuarantined if PostgreSQL has refused the item as it is.
+        """
+        change = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
+        pending = queue.get(item_id)
+        if pending is None or pending.version != change.version:
+            return Accepted(change, False, None, is_kept=True)
+        if level is Durability.MEMORY and pending.is_acked:
+            return Accepted(change, False, None, is_kept=True)
+        if queue.parked.get(item_id) is pending:
+            raise ItemQuarantined(
+                f"The item {item_id!r} is as it was imported, but PostgreSQL has refused it. See "
+                "itemstore quarantine list, and correct the data or the rule."
+            )
+        return Accepted(change, False, self.commit(pending), is_kept=True)
 
     def _unconfirmed(self, version: int) -> CommitUnconfirmed:
         return CommitUnconfirmed(

@@ -10,9 +10,11 @@
     │   └── InvalidItem, InvalidData                                               422
     ├── RouteNotFound, ItemNotFound                                                404
     ├── MethodNotAllowed                                                           405
+    ├── QuotaExceeded                                                              403
     ├── ItemExists                                                                 409
     ├── PreconditionFailed                                                         412
     ├── QueryTooSlow                                                               422
+    ├── RateLimited                                                                429
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
     │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
@@ -35,7 +37,7 @@ class ItemStoreError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     #: Seconds after which a repetition is worth a try; sent as ``Retry-After``.
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
 
     def __init__(self, detail: str | None = None, *, pointer: str | None = None) -> None:
         self.detail = detail or self.title()
@@ -153,6 +155,13 @@ class MethodNotAllowed(ItemStoreError):
     code = "method_not_allowed"
 
 
+class QuotaExceeded(ItemStoreError):
+    """There is no room left for this caller."""
+
+    status = 403  # and not 507 or 429: the same again would end the same
+    code = "quota_exceeded"
+
+
 class ItemExists(ItemStoreError):
     """There is already an item with this id."""
 
@@ -172,6 +181,14 @@ class QueryTooSlow(ItemStoreError):
 
     status = 422  # and not 503: the same again would take as long
     code = "query_too_slow"
+
+
+class RateLimited(ItemStoreError):
+    """There were too many requests."""
+
+    status = 429
+    code = "rate_limited"
+    retry_after_s = 1
 
 
 class ItemQuarantined(ItemStoreError):

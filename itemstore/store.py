@@ -26,9 +26,10 @@ from itemstore.admission import Admission
 from itemstore.allocator import Allocator
 from itemstore.core import listing
 from itemstore.core.cache import Cache
+from itemstore.core.caller import ANYBODY, Caller
 from itemstore.core.condition import ALWAYS, Condition
 from itemstore.core.data import Encoded
-from itemstore.core.item import Item, VersionClock, check_id, following, version_of
+from itemstore.core.item import Item, VersionClock, check_id, following
 from itemstore.core.operation import (
     KEEP,
     Create,
@@ -45,9 +46,7 @@ from itemstore.core.queue import Change, WriteQueue
 from itemstore.core.recent import Recent
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
-    DatabaseUnavailable,
     ItemNotFound,
-    ItemQuarantined,
     ItemStoreError,
     Starting,
     StartupError,
@@ -63,6 +62,7 @@ from itemstore.options import Durability, Options
 from itemstore.packer import Packer
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
+from itemstore.quotas import Quotas
 from itemstore.reader import UNKNOWN, Reader
 from itemstore.storage import Storage, StorageError
 from itemstore.succession import Succession
@@ -128,6 +128,8 @@ class ItemStore:
             monotonic=monotonic,
             chance=chance,
         )
+        self.quotas = Quotas(self.queue, storage, wait_s=self.options.load_timeout_s)
+        self._usages = self.quotas.usages
         self.quarantine = Quarantine(
             self.cache,
             self.queue,
@@ -135,6 +137,7 @@ class ItemStore:
             self.lease,
             self.log,
             write=partial(self.write, durability=Durability.COMMIT),
+            on_foreign=self._usages.forget,
         )
         self.reader = Reader(
             self.cache,
@@ -150,6 +153,7 @@ class ItemStore:
             storage,
             self.log,
             on_version=self.clock.saw,
+            on_foreign=self._usages.forget,
             epoch=lambda: self.lease.held_epoch,
         )
         self._lister = Lister(storage, self.log, monotonic=monotonic)
@@ -168,6 +172,7 @@ class ItemStore:
             watcher=self.watcher,
             ids=self._ids,
             heal=self.persister.wake,
+            on_foreign=self._usages.forget,
         )
         self.lease.owner = self._succession
         self.journaling = Journaling(
@@ -259,6 +264,7 @@ class ItemStore:
         self.lease.refuse()
         await self._ids.close()
         await self.loader.close()
+        await self.quotas.close()
         if self._persisting is not None:
             self.persister.stop()
             waited = [self._persisting, asyncio.create_task(hurry.wait())]
@@ -343,20 +349,7 @@ class ItemStore:
 
         Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``.
         """
-        if not len(self.queue):
-            return
-        self.persister.check("accepted writes are not committed yet")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue.when_settled(self.clock.newest, partial(settle, done))
-        self.persister.wake()
-        try:
-            async with asyncio.timeout(self.options.commit_timeout_s):
-                await done
-        except TimeoutError:
-            raise DatabaseUnavailable(
-                "PostgreSQL did not commit the accepted writes within "
-                f"{self.options.commit_timeout_s:g} s. They are kept; repeat later."
-            ) from None
+        await self.persister.flush(self.clock.newest)
 
     # --- writing
 
@@ -413,7 +406,11 @@ class ItemStore:
         await self.write(Delete(item_id, when), durability)
 
     async def batch(
-        self, operations: Sequence[Operation], *, durability: Durability | str | None = None
+        self,
+        operations: Sequence[Operation],
+        *,
+        durability: Durability | str | None = None,
+        caller: Caller = ANYBODY,
     ) -> Sequence[Item | ItemStoreError | None]:
         """Carries the operations out one after another; one result each, in their order.
 
@@ -428,7 +425,9 @@ class ItemStore:
         begun: list[Accepted | Item | ItemStoreError] = []
         for number, operation in enumerate(operations, 1):
             begun.append(
-                await outcome(self._begin(operation, level, failures.get(operation.id or "")))
+                await outcome(
+                    self._begin(operation, level, failures.get(operation.id or ""), caller)
+                )
             )
             await give_way(number)
         return [
@@ -445,29 +444,37 @@ class ItemStore:
             self._check_open()
         return self.journaling.level(durability)
 
-    async def write(self, operation: Write, durability: Durability | str | None = None) -> Item:
+    async def write(
+        self,
+        operation: Write,
+        durability: Durability | str | None = None,
+        caller: Caller = ANYBODY,
+    ) -> Item:
         """Carries out one operation; the methods above are its short forms.
 
-        Returns the item as it is now; of a deleted one what is left: its id and version.
+        Returns the item as it is now; of a deleted one what is left: its id and version. Raises
+        QuotaExceeded if there is no room left for the caller.
         """
         level = self.level(durability)
-        accepted = self.accept_now(operation, level)
+        accepted = self.accept_now(operation, level, caller)
         if accepted is None:
-            accepted = await self.accept(operation, level)
+            accepted = await self.accept(operation, level, caller)
         if accepted.done is not None:
             await accepted.done
         return accepted.item
 
-    def accept_now(self, operation: Write, level: Durability) -> Accepted | None:
+    def accept_now(
+        self, operation: Write, level: Durability, caller: Caller = ANYBODY
+    ) -> Accepted | None:
         """Decides and applies the operation, unless something must be waited for: then None.
 
         Raises what ``write`` does; then nothing was changed.
         """
         self.check_accepting(level)
-        return self._decide(operation, level) if self.admission.is_open else None
+        return self._decide(operation, level, caller) if self.admission.is_open else None
 
-    def _decide(self, operation: Write, level: Durability) -> Accepted | None:
-        if not self.lease.may_accept():
+    def _decide(self, operation: Write, level: Durability, caller: Caller) -> Accepted | None:
+        if not self.lease.may_accept() or self.quotas.lacks(caller):
             return None
         if operation.id is None:
             item_id, old = self._ids.take(), None
@@ -480,12 +487,18 @@ class ItemStore:
             old = known
         text = operation.decide(old)
         if text is KEEP:
-            return self._keep(item_id, old or b"", level)
+            return self._deadlines.kept(self.queue, item_id, old or b"", level)
+        if caller.has_quota:
+            self._usages.check(caller, old, text)
         created_us = operation.created_us if isinstance(operation, Import) else None
         return self._apply(item_id, old, text, level, created_us)
 
     async def accept(
-        self, operation: Write, level: Durability, hold_s: float | None = None
+        self,
+        operation: Write,
+        level: Durability,
+        caller: Caller = ANYBODY,
+        hold_s: float | None = None,
     ) -> Accepted:
         """Decides and applies the operation as soon as that needs no pause; raises as ``write``.
 
@@ -496,10 +509,12 @@ class ItemStore:
             self.check_accepting(level)
             await self.lease.to_accept(deadline - self.monotonic())
             await self.admission.enter()
-            accepted = self._decide(operation, level)
+            accepted = self._decide(operation, level, caller)
             if accepted is not None:
                 return accepted
-            if operation.id is None:
+            if self.quotas.lacks(caller):
+                await self.quotas.know(caller)
+            elif operation.id is None:
                 await self._ids.refill()
             elif self.reader.known(operation.id) is UNKNOWN:
                 await self.reader.load(operation.id)
@@ -532,6 +547,8 @@ class ItemStore:
             self.cache.put(item_id, entry)
         if old is None:
             self._ids.claim(item_id)
+        if self._usages.tracked:
+            self._usages.note(item_id, old, text)
         done = None if level is Durability.MEMORY else self._deadlines.commit(change)
         self.queue.put(change)
         self.persister.wake(is_awaited=level is Durability.COMMIT)
@@ -539,28 +556,19 @@ class ItemStore:
             self.journaling.append(change, partial(settle, done, None))
         return Accepted(change, old is None, done)
 
-    def _keep(self, item_id: str, entry: bytes, level: Durability) -> Accepted:
-        """Nothing changes, and no more is promised of the item than what holds, or will."""
-        change = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
-        pending = self.queue.get(item_id)
-        if pending is None or pending.version != change.version:
-            return Accepted(change, False, None, is_kept=True)
-        if level is Durability.MEMORY and pending.is_acked:
-            return Accepted(change, False, None, is_kept=True)
-        if self.queue.parked.get(item_id) is pending:
-            raise ItemQuarantined(
-                f"The item {item_id!r} is as it was imported, but PostgreSQL has refused it. See "
-                "itemstore quarantine list, and correct the data or the rule."
-            )
-        return Accepted(change, False, self._deadlines.commit(pending), is_kept=True)
-
     async def _begin(
-        self, operation: Operation, level: Durability, failure: BaseException | None
+        self,
+        operation: Operation,
+        level: Durability,
+        failure: BaseException | None,
+        caller: Caller,
     ) -> Accepted | Item:
         if failure is not None and operation.id and self.reader.known(operation.id) is UNKNOWN:
             raise failure  # not each operation is to wait for a load again
         if not isinstance(operation, Get):
-            return await self.accept(operation, level, 0.0)  # the batch has waited for the lease
+            return await self.accept(
+                operation, level, caller, 0.0
+            )  # the batch has waited for the lease
         item = await self.get(operation.id)
         if item is None:
             raise ItemNotFound(f"There is no item {operation.id!r}.")

@@ -18,11 +18,14 @@ from packaging.utils import canonicalize_name
 
 import itemstore
 from itemstore import errors, settings
+from itemstore.core.rate import Rate
 from itemstore.metrics import METRICS
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import app, exposition
-from itemstore.web.traffic import Traffic
+from itemstore.web.limits import Limits
+from itemstore.web.shared import Shared
+from itemstore.web.traffic import Kind, Traffic
 from tests.stores import until
 
 ROOT = Path(__file__).parents[1]
@@ -172,7 +175,10 @@ def test_setting_default(row: list[str]) -> None:
 def test_metrics() -> None:
     """docs/metrics.md has each metric as it is scraped: name, kind, help."""
     store = ItemStore(Postgres("postgresql://nobody@localhost/nothing"))
-    text = exposition.expose(store, Traffic(store.log)).decode()
+    rate = Rate.parse("1/s")
+    shared = Shared("redis://localhost", store.log)
+    limits = Limits({Kind.READ: rate}, failures=rate, shared=shared)
+    text = exposition.expose(store, Traffic(store.log), limits).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
     scraped = {name: (kinds[name], said) for name, said in re.findall(r"# HELP (\S+) (.+)", text)}
     expected = scraped | {metric.name: (metric.kind, metric.help) for metric in METRICS}

@@ -30,7 +30,17 @@ LAYERS = (
         "quarantine",
         "succession",
     ),  # its parts that wait; first those that rest on the lease
-    ("admission", "allocator", "journaling", "keeper", "lease", "lister", "loader", "watcher"),
+    (
+        "admission",
+        "allocator",
+        "journaling",
+        "keeper",
+        "lease",
+        "lister",
+        "loader",
+        "quotas",
+        "watcher",
+    ),
     ("packer",),
     ("deployment",),
     ("database", "settings"),

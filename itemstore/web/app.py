@@ -12,7 +12,18 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.caller import ANYBODY, Role
 from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
-from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web import (
+    bulk,
+    items,
+    limits,
+    problems,
+    quarantine,
+    requests,
+    streams,
+    system,
+    traffic,
+)
+from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,14 +69,18 @@ _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for eac
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
 
 
-def make_app(store: ItemStore) -> web.Application:
-    """The application over a store, which may still be starting."""
+def make_app(store: ItemStore, *, limited: Limits | None = None) -> web.Application:
+    """The application over a store, which may still be starting; without ``limited`` no rates."""
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
     app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
+    app[LIMITS] = limited = limited or Limits()
+    if limited.shared is not None:
+        app.on_startup.append(limited.shared.start)
+        app.on_cleanup.append(limited.shared.close)
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
@@ -113,8 +128,11 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     """Turns every error into a problem document; names, times, counts and logs the request."""
     started = time.perf_counter()
     request_id = request[streams.REQUEST_ID] = _id_of(request)
-    request[requests.CALLER] = ANYBODY
+    caller = request[requests.CALLER] = ANYBODY
     try:
+        limited = request.app[LIMITS]
+        if limited.are_set and (route := route_of(request)) is not None:
+            await limited.check(request, route.kind, caller)
         response = await handler(request)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
@@ -135,6 +153,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
 def _finish(
     request: web.Request, response: web.StreamResponse, started: float, request_id: str
 ) -> web.StreamResponse:
+    response.headers.update(limits.headers_of(request))
     response.headers[traffic.REQUEST_ID] = request_id
     response.headers[hdrs.SERVER] = traffic.SERVER
     resource = request.match_info.route.resource

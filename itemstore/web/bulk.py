@@ -50,7 +50,9 @@ async def import_items(request: web.Request) -> web.StreamResponse:
         try:
             # A proxy that gathers the answer would keep the confirmations to itself.
             await stream.begin(requests.NDJSON[0], Durability=level, X_Accel_Buffering="no")
-            await _import(request, stream, Importing(store, level), lines, conflict)
+            await _import(
+                request, stream, Importing(store, level, request[requests.CALLER]), lines, conflict
+            )
         except OSError as error:  # nobody takes the results
             stream.cut(error)
     return stream.response

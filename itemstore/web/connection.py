@@ -11,6 +11,7 @@ from aiohttp import web
 from itemstore.errors import MalformedRequest
 from itemstore.web import problems
 from itemstore.web.lane import Lane, Pending, length_of
+from itemstore.web.limits import peer_network
 from itemstore.web.traffic import SERVER
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
@@ -28,15 +29,20 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest")
+    __slots__ = ("_answered", "_kept", "_lane", "_peer", "_pending", "_rest")
 
     def __init__(self, manager: web.Server, *, lane: Lane | None, **options: Any) -> None:
         super().__init__(manager, **options)
         self._lane = lane
+        self._peer = ""
         self._rest: int | None = 0 if lane is not None else None
         self._pending: Pending | None = None
         self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._peer = peer_network(transport.get_extra_info("peername"))
 
     def data_received(self, data: bytes) -> None:
         if self._pending is not None:
@@ -46,7 +52,7 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             return
         if self._rest == 0 and self._lane is not None and self._is_idle():
-            answer = self._lane.answer(data)
+            answer = self._lane.answer(data, self._peer)
             if answer is not None:
                 self._give(answer)
                 return

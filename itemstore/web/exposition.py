@@ -10,15 +10,17 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from itemstore import metrics
 from itemstore.store import ItemStore
+from itemstore.web.limits import Limits
 from itemstore.web.traffic import Traffic
 
 __all__ = ["CONTENT_TYPE_LATEST", "expose"]
 
 
 class _Store(Collector):
-    def __init__(self, store: ItemStore, traffic: Traffic) -> None:
+    def __init__(self, store: ItemStore, traffic: Traffic, limits: Limits) -> None:
         self._store = store
         self._traffic = traffic
+        self._limits = limits
 
     def collect(self) -> Iterable[Metric]:
         for metric, value in metrics.read(self._store):
@@ -38,10 +40,33 @@ class _Store(Collector):
             seconds.add_metric(labels, served.seconds)
         yield requests
         yield seconds
+        yield from _of_limits(self._limits)
 
 
-def expose(store: ItemStore, traffic: Traffic) -> bytes:
+def _of_limits(limits: Limits) -> Iterable[Metric]:
+    refused = CounterMetricFamily(
+        "itemstore_rate_limited_total",
+        "Requests refused by a rate limit, by its name.",
+        labels=("limit",),
+    )
+    for name, count in limits.refused.items():
+        refused.add_metric((name,), count)
+    yield refused
+    if limits.shared is not None:
+        yield GaugeMetricFamily(
+            "itemstore_redis_up",
+            "1 if Redis counts for the rate limits; absent without REDIS_URL or a limit.",
+            value=limits.shared.is_up,
+        )
+        yield CounterMetricFamily(
+            "itemstore_redis_lost_total",
+            "How often Redis was lost, and this instance counted by itself.",
+            value=limits.shared.losses,
+        )
+
+
+def expose(store: ItemStore, traffic: Traffic, limits: Limits) -> bytes:
     """The text of one scrape."""
     registry = CollectorRegistry()
-    registry.register(_Store(store, traffic))
+    registry.register(_Store(store, traffic, limits))
     return generate_latest(registry)

@@ -54,7 +54,9 @@ async def create_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store = request.app[STORE]
     level = store.level(requests.durability(request))
-    item = await store.write(requests.create(await requests.json_body(request)), level)
+    item = await store.write(
+        requests.create(await requests.json_body(request)), level, request[requests.CALLER]
+    )
     return _answer(item, durability=level)
 
 
@@ -63,8 +65,9 @@ async def put_item(request: web.Request) -> web.Response:
     requests.query(request, ())
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
-    body = await requests.json_body(request)
-    return _answer(await store.write(requests.put(body, item_id, when), level), durability=level)
+    operation = requests.put(await requests.json_body(request), item_id, when)
+    item = await store.write(operation, level, request[requests.CALLER])
+    return _answer(item, durability=level)
 
 
 async def patch_item(request: web.Request) -> web.Response:
@@ -73,7 +76,8 @@ async def patch_item(request: web.Request) -> web.Response:
     store, item_id = request.app[STORE], requests.item_id(request)
     level, when = store.level(requests.durability(request)), requests.condition(request)
     body = await requests.json_body(request, requests.MERGE_PATCH)
-    return _answer(await store.write(requests.patch(body, item_id, when), level), durability=level)
+    item = await store.write(requests.patch(body, item_id, when), level, request[requests.CALLER])
+    return _answer(item, durability=level)
 
 
 async def delete_item(request: web.Request) -> web.Response:
@@ -130,7 +134,9 @@ async def batch(request: web.Request) -> web.Response:
     given = await in_turns(requests.operation_or_error, requests.operations(body))
     outcomes = iter(
         await store.batch(
-            [each for each in given if not isinstance(each, ItemStoreError)], durability=level
+            [each for each in given if not isinstance(each, ItemStoreError)],
+            durability=level,
+            caller=request[requests.CALLER],
         )
     )
 

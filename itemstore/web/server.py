@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, closing
 from typing import Any, Final
 
 from aiohttp import web
+from structlog.typing import FilteringBoundLogger
 
 from itemstore import terminal
 from itemstore.database import database, default_data_dir
@@ -31,7 +32,10 @@ from itemstore.web.app import make_app
 from itemstore.web.connection import Connection
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
+from itemstore.web.limits import LIMITS, Limits
+from itemstore.web.shared import Shared
 from itemstore.web.system import TRAFFIC
+from itemstore.web.traffic import Kind
 
 #: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
 #: edge keeps them for 60 s.
@@ -58,7 +62,7 @@ async def serve(settings: Settings) -> int:
             options = settings.options(journal_dir(settings))
             store = ItemStore(_storage(dsn, settings), options, log=log)
             runner = web.AppRunner(
-                make_app(store),
+                make_app(store, limited=_limits(settings, log)),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -92,6 +96,21 @@ def _storage(dsn: str, settings: Settings) -> Postgres:
         return Postgres(dsn, direct_dsn=settings.database_unpooled_url)
     except StorageError as error:
         raise StartupError(str(error)) from error
+
+
+def _limits(settings: Settings, log: FilteringBoundLogger) -> Limits:
+    rates = {
+        Kind.READ: settings.rate_limit_read,
+        Kind.WRITE: settings.rate_limit_write,
+        Kind.HEAVY: settings.rate_limit_heavy,
+    }
+    given = {kind: rate for kind, rate in rates.items() if rate is not None}
+    return Limits(
+        given,
+        failures=settings.rate_limit_failures,
+        trust=settings.trust_proxy,
+        shared=Shared(settings.redis_url, log) if settings.redis_url and given else None,
+    )
 
 
 class _Stopping:
@@ -140,7 +159,8 @@ async def listen(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
-    lane = Lane(runner.app[STORE], runner.app[TRAFFIC]) if fast_lane else None
+    app = runner.app
+    lane = Lane(app[STORE], app[TRAFFIC], app[LIMITS]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(

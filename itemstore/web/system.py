@@ -11,6 +11,7 @@ from itemstore import metrics
 from itemstore.store import ItemStore
 from itemstore.web import requests
 from itemstore.web.items import STORE
+from itemstore.web.limits import LIMITS
 from itemstore.web.traffic import Traffic
 
 TRAFFIC: Final = web.AppKey("traffic", Traffic)
@@ -75,7 +76,7 @@ async def prometheus(request: web.Request) -> web.Response:
     from itemstore.web import exposition
 
     requests.query(request, ())
-    body = exposition.expose(request.app[STORE], request.app[TRAFFIC])
+    body = exposition.expose(request.app[STORE], request.app[TRAFFIC], request.app[LIMITS])
     return web.Response(body=body, headers={hdrs.CONTENT_TYPE: exposition.CONTENT_TYPE_LATEST})
 
 
