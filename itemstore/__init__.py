@@ -9,6 +9,7 @@ The map, from the door to the disk: ``cli`` → ``web`` → ``store`` → ``pers
 """
 
 from itemstore import errors
+from itemstore.core.caller import Caller, Role
 from itemstore.core.condition import Condition
 from itemstore.core.item import Item
 from itemstore.core.listing import Page
@@ -18,6 +19,7 @@ from itemstore.options import Durability, Options, Preload
 from itemstore.store import ItemStore
 
 __all__ = [
+    "Caller",
     "Condition",
     "Create",
     "Delete",
@@ -32,6 +34,7 @@ __all__ = [
     "Patch",
     "Preload",
     "Put",
+    "Role",
     "errors",
 ]
 __version__ = "0.1.0"

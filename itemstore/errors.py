@@ -12,9 +12,11 @@
     ├── Forbidden                                                                  403
     ├── RouteNotFound, ItemNotFound, KeyNotFound                                   404
     ├── MethodNotAllowed                                                           405
+    ├── QuotaExceeded                                                              403
     ├── ItemExists, TooManyKeys, IdempotencyInProgress                             409
     ├── PreconditionFailed                                                         412
     ├── QueryTooSlow                                                               422
+    ├── RateLimited                                                                429
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
     │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
@@ -37,7 +39,7 @@ class ItemStoreError(Exception):
     status: ClassVar[int] = 500
     code: ClassVar[str] = "internal_error"
     #: Seconds after which a repetition is worth a try; sent as ``Retry-After``.
-    retry_after_s: ClassVar[int | None] = None
+    retry_after_s: int | None = None
     #: Why a caller's credentials do not do, in RFC 6750's words; sent as ``WWW-Authenticate``.
     challenge: str | None = None
 
@@ -159,6 +161,7 @@ class Unauthenticated(ItemStoreError):
     def __init__(self, detail: str | None = None, *, is_wrong: bool = False) -> None:
         """``is_wrong``: there are credentials, but they do not do (RFC 6750, section 3.1)."""
         super().__init__(detail)
+        self.is_wrong = is_wrong
         if is_wrong:
             self.challenge = f'{self.challenge}, error="invalid_token"'
 
@@ -199,6 +202,13 @@ class MethodNotAllowed(ItemStoreError):
     code = "method_not_allowed"
 
 
+class QuotaExceeded(ItemStoreError):
+    """There is no room left for this caller."""
+
+    status = 403  # and not 507 or 429: the same again would end the same
+    code = "quota_exceeded"
+
+
 class ItemExists(ItemStoreError):
     """There is already an item with this id."""
 
@@ -233,6 +243,14 @@ class QueryTooSlow(ItemStoreError):
 
     status = 422  # and not 503: the same again would take as long
     code = "query_too_slow"
+
+
+class RateLimited(ItemStoreError):
+    """There were too many requests."""
+
+    status = 429
+    code = "rate_limited"
+    retry_after_s = 1
 
 
 class ItemQuarantined(ItemStoreError):

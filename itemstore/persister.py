@@ -19,11 +19,13 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from operator import attrgetter
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
+from itemstore.accepted import settle
 from itemstore.core.histogram import BATCH_BOUNDS_ITEMS, BATCH_BOUNDS_S, Histogram
 from itemstore.core.queue import Change, WriteQueue
 from itemstore.core.recent import Recent
@@ -133,6 +135,26 @@ class Persister:
         self._work.set()
         if is_awaited:
             self._is_awaited.set()
+
+    async def flush(self, version: int) -> None:
+        """Returns when everything accepted up to this version is committed: the barrier.
+
+        Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``.
+        """
+        if not len(self._queue):
+            return
+        self.check("accepted writes are not committed yet")
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._queue.when_settled(version, partial(settle, done))
+        self.wake()
+        try:
+            async with asyncio.timeout(self._options.commit_timeout_s):
+                await done
+        except TimeoutError:
+            raise DatabaseUnavailable(
+                "PostgreSQL did not commit the accepted writes within "
+                f"{self._options.commit_timeout_s:g} s. They are kept; repeat later."
+            ) from None
 
     def stop(self) -> None:
         """Lets ``run`` return as soon as the queue is empty."""

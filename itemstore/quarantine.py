@@ -33,6 +33,7 @@ class Quarantine:
         log: FilteringBoundLogger,
         *,
         write: Callable[[Repeat, Origin | None], Awaitable[object]],
+        on_foreign: Callable[[str], None],
     ) -> None:
         self._cache = cache
         self._queue = queue
@@ -40,6 +41,8 @@ class Quarantine:
         self._lease = lease
         self._log = log
         self._write = write
+        #: Told each id whose state is not what was written here last.
+        self._on_foreign = on_foreign
 
     async def list(self) -> tuple[Parked, ...]:
         """What is in it, oldest version first. Raises DatabaseUnavailable."""
@@ -95,6 +98,7 @@ class Quarantine:
             self._cache.remove(item_id)
         else:
             self._cache.put(item_id, entry)
+        self._on_foreign(item_id)
 
     async def _parked(self, item_id: str) -> Change:
         """What is parked of the item, also if a former holder has parked it since we began."""

@@ -87,7 +87,7 @@ class Repetitions:
         Raises IdempotencyInProgress if another is.
         """
         once = _once(origin)
-        scope = origin.caller, once.key
+        scope = origin.name, once.key
         if scope in self._running:
             raise IdempotencyInProgress(
                 "A request with this Idempotency-Key is being answered. Repeat this one when that "
@@ -120,7 +120,7 @@ class Repetitions:
 
     def _known(self, origin: Origin, position: int) -> Record | _Unknown | None:
         once = _once(origin)
-        packed = self._in_memory((origin.caller, once.key))
+        packed = self._in_memory((origin.name, once.key))
         if position in packed:
             return _same(unpacked(packed[position]), once)
         if not once.epoch or once.epoch != self._epoch():
@@ -137,7 +137,7 @@ class Repetitions:
     def note(self, origin: Origin, position: int, change: Change) -> None:
         """The operation is accepted, and this change carries its record."""
         assert change.record is not None  # noqa: S101 - our own error, not a caller's
-        scope = origin.caller, _once(origin).key
+        scope = origin.name, _once(origin).key
         self._pending.setdefault(scope, {})[position] = change.record
         change.settled += (partial(self._settle, scope, position, change.record),)
 
@@ -173,7 +173,7 @@ class Repetitions:
         Raises DatabaseUnavailable, and IdempotencyKeyReused if the key is that of another request.
         """
         once, epoch = _once(origin), self._epoch()
-        scope = origin.caller, once.key
+        scope = origin.name, once.key
         asked = self._asked[scope] = asyncio.get_running_loop().create_future()
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask(), name="ask for repetitions")

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from itemstore.core.address import trust
+from itemstore.core.rate import Rate
 from itemstore.errors import StartupError
 from itemstore.memory import CACHE_BYTES_MIN
 from itemstore.options import MIB, Durability, Options, Preload
@@ -22,7 +24,9 @@ _DEFAULTS: Final = Options()
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 #: Shown as set or not set, never in full.
-SECRET: Final = frozenset({"DATABASE_URL", "DATABASE_UNPOOLED_URL", "API_KEY", "JWT_SECRET"})
+SECRET: Final = frozenset(
+    {"DATABASE_URL", "DATABASE_UNPOOLED_URL", "API_KEY", "JWT_SECRET", "REDIS_URL"}
+)
 
 
 def seconds(value: Any) -> float:
@@ -41,6 +45,18 @@ def _compact(value: Any) -> Any:
     return "".join(value.lower().split()) if isinstance(value, str) else value
 
 
+def _rate(value: Any) -> Any:
+    return Rate.parse(str(value))
+
+
+def _redis(value: Any) -> Any:
+    if not str(value).startswith(("redis://", "rediss://", "unix://")):
+        raise ValueError("not a Redis")
+    return value
+
+
+ARate = Annotated[Rate, BeforeValidator(_rate)]
+_RATE: Final = "a rate: 100/s, 600/m, 1000/h or 1000/d, with or without a burst, as 600/m burst 50"
 Seconds = Annotated[float, BeforeValidator(seconds)]
 
 
@@ -249,6 +265,35 @@ class Settings(BaseSettings):
         "auto",
         "How: auto is console on a terminal and json elsewhere.",
         "auto, json or console",
+    )
+
+    rate_limit_read: ARate | None = _setting(
+        None, "How many items one caller may read, one a request. Unset: as many as will be.", _RATE
+    )
+    rate_limit_write: ARate | None = _setting(
+        None,
+        "How many items one caller may change, one a request. Unset: as many as will be.",
+        _RATE,
+    )
+    rate_limit_heavy: ARate | None = _setting(
+        None,
+        "How many lists, batches, imports, exports and the like one caller may ask for. Unset: as "
+        "many as will be.",
+        _RATE,
+    )
+    rate_limit_failures: ARate = _setting(
+        "30/m", "How often authentication may fail from one address.", _RATE
+    )
+    trust_proxy: Annotated[str | int | None, BeforeValidator(trust)] = _setting(
+        "none",
+        "Whose word is taken for a caller's address: none but the connection's, railway for "
+        "X-Real-IP, or so many proxies that append to X-Forwarded-For.",
+        "none, railway or a number from 1 to 10",
+    )
+    redis_url: Annotated[str, BeforeValidator(_redis)] | None = _setting(
+        None,
+        "The Redis in which all instances count for the rate limits. Unset: each by itself.",
+        "redis://user:password@host:port/0, or rediss://…",
     )
 
     event_loop: Annotated[Literal["auto", "asyncio", "uvloop"], BeforeValidator(_lower)] = _setting(

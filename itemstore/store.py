@@ -35,7 +35,6 @@ from itemstore.core.recent import Recent
 from itemstore.core.record import Origin
 from itemstore.deadlines import Deadlines
 from itemstore.errors import (
-    DatabaseUnavailable,
     ItemNotFound,
     ItemStoreError,
     Starting,
@@ -53,6 +52,7 @@ from itemstore.options import Durability, Options
 from itemstore.packer import Packer
 from itemstore.persister import Persister
 from itemstore.quarantine import Quarantine
+from itemstore.quotas import Quotas
 from itemstore.reader import UNKNOWN, Reader
 from itemstore.recorder import Recorder
 from itemstore.repetitions import UNKNOWN as NOT_ASKED
@@ -121,6 +121,8 @@ class ItemStore(ShortForms):
             monotonic=monotonic,
             chance=chance,
         )
+        self.quotas = Quotas(self.queue, storage, wait_s=self.options.load_timeout_s)
+        self._usages = self.quotas.usages
         self.quarantine = Quarantine(
             self.cache,
             self.queue,
@@ -128,6 +130,7 @@ class ItemStore(ShortForms):
             self.lease,
             self.log,
             write=lambda operation, origin: self.write(operation, Durability.COMMIT, origin),
+            on_foreign=self._usages.forget,
         )
         self.reader = Reader(
             self.cache,
@@ -143,6 +146,7 @@ class ItemStore(ShortForms):
             storage,
             self.log,
             on_version=self.clock.saw,
+            on_foreign=self._usages.forget,
             epoch=lambda: self.lease.held_epoch,
         )
         self.repetitions = Repetitions(
@@ -170,6 +174,7 @@ class ItemStore(ShortForms):
             watcher=self.watcher,
             ids=self._ids,
             heal=self.persister.wake,
+            on_foreign=self._usages.forget,
         )
         self.lease.owner = self._succession
         self.journaling = Journaling(
@@ -266,6 +271,7 @@ class ItemStore(ShortForms):
         await self._ids.close()
         await self.loader.close()
         await self.repetitions.close()
+        await self.quotas.close()
         if self._persisting is not None:
             self.persister.stop()
             waited = [self._persisting, asyncio.create_task(hurry.wait())]
@@ -353,20 +359,7 @@ class ItemStore(ShortForms):
         Raises DatabaseUnavailable if that takes more than ``commit_timeout_s``; Starting, Stopping.
         """
         self._check_open()  # until it has started, what a journal brings is not in the queue yet
-        if not len(self.queue):
-            return
-        self.persister.check("accepted writes are not committed yet")
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.queue.when_settled(self.clock.newest, partial(settle, done))
-        self.persister.wake()
-        try:
-            async with asyncio.timeout(self.options.commit_timeout_s):
-                await done
-        except TimeoutError:
-            raise DatabaseUnavailable(
-                "PostgreSQL did not commit the accepted writes within "
-                f"{self.options.commit_timeout_s:g} s. They are kept; repeat later."
-            ) from None
+        await self.persister.flush(self.clock.newest)
 
     # --- writing
 
@@ -433,7 +426,8 @@ class ItemStore(ShortForms):
 
         Returns the item as it is now; of a deleted one what is left: its id and version. With an
         idempotency key, what an earlier call with it returned, if there was one: ``replayed`` of
-        the origin's ``once`` tells. Raises IdempotencyInProgress, IdempotencyKeyReused.
+        the origin's ``once`` tells. Raises IdempotencyInProgress, IdempotencyKeyReused, and
+        QuotaExceeded if there is no room left for the caller.
         """
         if origin is None or origin.once is None:
             return await self._write(operation, durability, origin)
@@ -470,6 +464,8 @@ class ItemStore(ShortForms):
             earlier = self.repetitions.answer(operation, origin, position)
             if earlier is not None:
                 return None if earlier is NOT_ASKED else self._stands(earlier, level)
+        if origin is not None and self.quotas.lacks(origin.caller):
+            return None
         item_id = operation.id or named(operation, self._ids.take())
         if item_id is None:
             return None
@@ -484,6 +480,8 @@ class ItemStore(ShortForms):
             entry = old or b""
             kept = Change(item_id, version_of(entry), entry, deleted=False, now_s=0.0)
             return self._stands(kept, level)
+        if origin is not None and origin.caller.has_quota:
+            self._usages.check(origin.caller, old, text)
         return self._apply(operation, item_id, old, text, level, origin, position)
 
     async def accept(
@@ -510,6 +508,8 @@ class ItemStore(ShortForms):
                 return accepted
             if origin is not None and self.repetitions.has_to_ask(origin, position):
                 await self.repetitions.look_up(origin)
+            elif origin is not None and self.quotas.lacks(origin.caller):
+                await self.quotas.know(origin.caller)
             elif operation.id is None:
                 await self._ids.refill()
             elif self.reader.known(operation.id) is UNKNOWN:
@@ -546,6 +546,8 @@ class ItemStore(ShortForms):
             self.cache.put(item_id, entry)
         if old is None:
             self._ids.claim(item_id)
+        if self._usages.tracked:
+            self._usages.note(item_id, old, text)
         done = None if level is Durability.MEMORY else self._deadlines.commit(change)
         self.queue.put(change)
         self.persister.wake(is_awaited=level is Durability.COMMIT)

@@ -46,6 +46,7 @@ class Succession:
         watcher: Watcher,
         ids: Allocator,
         heal: Callable[[], None],
+        on_foreign: Callable[[str], None],
     ) -> None:
         self._cache = cache
         self._queue = queue
@@ -59,6 +60,8 @@ class Succession:
         self._ids = ids
         #: Writes again what PostgreSQL has lost.
         self.heal = heal
+        #: Told, without an id, that any item may have changed.
+        self._on_foreign = on_foreign
         self._fills = False
         self._estimate = 0
         self._preloading: asyncio.Task[None] | None = None
@@ -100,6 +103,7 @@ class Succession:
                 self._cache.remove(each.change.id)
             else:
                 self._cache.put(each.change.id, each.change.entry)
+        self._on_foreign("")
         self._ids.forget()  # others may have used them as ids of their own
         self._watcher.since = None
         if self._preloading is not None and self._preloading.cancelling():

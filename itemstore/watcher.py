@@ -49,6 +49,7 @@ class Watcher:
         log: FilteringBoundLogger,
         *,
         on_version: Callable[[int], None],
+        on_foreign: Callable[[str], None],
         epoch: Callable[[], int],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
@@ -58,6 +59,8 @@ class Watcher:
         self._log = log
         #: Told each version seen, so that the store's clock stays ahead.
         self._on_version = on_version
+        #: Told each id that was taken over; none for all of them.
+        self._on_foreign = on_foreign
         #: Of the lease; 0 while this instance does not hold it.
         self._epoch = epoch
         self._sleep = sleep
@@ -128,6 +131,8 @@ class Watcher:
         noted = {change.id: change.version for change in changes}
         self._apply([state for state in states if state.id not in load.touched], noted)
         await self._truncate(done)
+        for change in changes:
+            self._on_foreign(change.id)
         await self._storage.forget_foreign_changes([change.seq for change in done], epoch)
         self._tell(done)
         return len(changes)

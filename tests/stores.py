@@ -40,7 +40,7 @@ LIMIT_S: Final = 30.0  # so that what never happens fails a test instead of hang
 #: The calls of the storage that can be stopped.
 CALLS: Final = (
     *("write", "renew", "lease", "acquire", "want", "let_go", "changes", "parked"),
-    *("quarantine", "release", "discard", "purge", "load", "page", "select", "unserved"),
+    *("quarantine", "release", "discard", "purge", "load", "page", "select", "unserved", "usage"),
     *("lease_ids", "repetitions", "audit", "purge_records"),
     *("foreign_changes", "foreign_changes_since", "states", "forget_foreign_changes"),
     "await_foreign_changes",

@@ -18,10 +18,14 @@ from packaging.utils import canonicalize_name
 
 import itemstore
 from itemstore import errors, settings
+from itemstore.core.rate import Rate
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web import app, exposition
+from itemstore.web.limits import Limits
 from itemstore.web.numbers import tables as tables_of
+from itemstore.web.shared import Shared
+from itemstore.web.traffic import Kind
 from tests.stores import until
 
 ROOT = Path(__file__).parents[1]
@@ -170,7 +174,11 @@ def test_setting_default(row: list[str]) -> None:
 
 def test_metrics() -> None:
     """docs/metrics.md has each metric as it is scraped: name, kind, help."""
-    made = app.make_app(ItemStore(Postgres("postgresql://nobody@localhost/nothing")))
+    store = ItemStore(Postgres("postgresql://nobody@localhost/nothing"))
+    rate = Rate.parse("1/s")
+    shared = Shared("redis://localhost", store.log)
+    limits = Limits({Kind.READ: rate}, failures=rate, shared=shared)
+    made = app.make_app(store, limited=limits)
     text = exposition.expose(made).decode()
     kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.M))
     scraped = {name: (kinds[name], said) for name, said in re.findall(r"# HELP (\S+) (.+)", text)}

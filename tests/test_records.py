@@ -11,6 +11,7 @@ import pytest
 
 from itemstore import errors
 from itemstore.core import queue as queue_module
+from itemstore.core.caller import Caller, Role
 from itemstore.core.operation import Create, Delete, Operation, Patch, Put
 from itemstore.core.record import Once, Origin
 from itemstore.options import Durability
@@ -40,9 +41,13 @@ ANSWERS = "SELECT caller, key, position, id, version FROM idempotency ORDER BY 1
 COUNT = "SELECT count(*) FROM items"
 
 
+def origin_of(name: str, *given: Any) -> Origin:
+    return Origin(Caller(name, Role.ADMIN), *given)
+
+
 def asked(key: str = "k", payload: bytes = b"x", caller: str = "me") -> Origin:
     """A request with this key; each call is a repetition."""
-    return Origin(caller, "r", "::1", Once(key, payload))
+    return Origin(Caller(caller, Role.ADMIN), "r", "::1", Once(key, payload))
 
 
 def replayed(origin: Origin) -> int:
@@ -70,7 +75,7 @@ def forget(store: ItemStore) -> None:
 async def test_each_write_has_a_row(stores: Stores) -> None:
     """Every kind of write, with who asked for it; what changes nothing has none."""
     store = await stores.open(audit=True)
-    me = Origin("me", "r1", "10.0.0.1")
+    me = origin_of("me", "r1", "10.0.0.1")
     await store.put("a", {"n": 1}, origin=me)
     await store.patch("a", {"n": 2}, origin=me)
     await store.delete("a")
@@ -99,7 +104,7 @@ async def test_coalesced_writes_have_a_row_each(stores: Stores) -> None:
 async def test_without_an_audit_nothing_is_kept(stores: Stores) -> None:
     """Changes carry no records, and the tables stay empty, also for changes by other hands."""
     store = await stores.open()
-    await store.put("a", {}, origin=Origin("me"))
+    await store.put("a", {}, origin=origin_of("me"))
     stores.psql("INSERT INTO items (id, data) VALUES ('hand', '{}')")
     assert [[], []] == [stores.psql(AUDIT), stores.psql(ANSWERS)]
 
@@ -171,8 +176,8 @@ async def test_a_fenced_write_leaves_no_row(stores: Stores) -> None:
     await first.put("a", {"n": 0})
     second = await stores.open(audit=True)
     gates(first).cut_off()
-    told = await first.put("told", {}, durability=MEMORY, origin=Origin("told"))
-    refused = start(first.put("refused", {}, durability=COMMIT, origin=Origin("refused")))
+    told = await first.put("told", {}, durability=MEMORY, origin=origin_of("told"))
+    refused = start(first.put("refused", {}, durability=COMMIT, origin=origin_of("refused")))
     await asyncio.sleep(0)
     await take_away(stores, first, second)
     gates(first).join()
@@ -208,9 +213,9 @@ async def test_a_refused_write_has_its_row_with_its_parking(stores: Stores) -> N
     store = await stores.open(audit=True)
     stores.psql("ALTER TABLE items ADD CONSTRAINT rule CHECK (id <> 'bad')")
     with pytest.raises(errors.ItemQuarantined):
-        await store.put("bad", {}, durability=COMMIT, origin=Origin("me"))
+        await store.put("bad", {}, durability=COMMIT, origin=origin_of("me"))
     stores.psql("ALTER TABLE items DROP CONSTRAINT rule")
-    await store.quarantine.retry("bad", Origin("admin"))
+    await store.quarantine.retry("bad", origin_of("admin"))
     rows = [(what, caller) for _, what, caller, *_ in stores.psql(AUDIT)]
     assert [("put", "me"), ("repeat", "admin")] == rows
 

@@ -35,7 +35,7 @@ LAYERS = (
     ),  # its parts that wait; first those that rest on the lease
     (
         *("admission", "allocator", "audit", "journaling", "keeper", "keyring", "lease", "lister"),
-        *("loader", "repetitions", "watcher"),
+        *("loader", "quotas", "repetitions", "watcher"),
     ),
     ("packer",),
     ("issuer",),

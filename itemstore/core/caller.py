@@ -31,6 +31,15 @@ class Caller:
     name: str
     role: Role
     prefix: str = ""  #: of the ids it is confined to
+    #: How many items there may be under ``prefix`` for it to add more, and bytes of their data;
+    #: None: as many as will be.
+    max_items: int | None = None
+    max_bytes: int | None = None
+
+    @property
+    def has_quota(self) -> bool:
+        """Whether what it writes has to be counted."""
+        return self.max_items is not None or self.max_bytes is not None
 
 
 #: Who calls where nobody is asked.

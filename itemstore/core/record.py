@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 import orjson
 
+from itemstore.core.caller import Caller, Role
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.errors import InvalidIdempotencyKey
@@ -80,15 +81,17 @@ class Once:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who asks for a write; what cannot be shown is replaced."""
+    """Who asks for a write, and where from; what cannot be shown is replaced."""
 
-    caller: str
+    caller: Caller
     request_id: str = ""
     address: str = ""
     once: Once | None = None
+    name: str = field(init=False)  #: the caller's, as records have it
 
     def __post_init__(self) -> None:
-        for name in ("caller", "request_id", "address"):
+        object.__setattr__(self, "name", self.caller.name)
+        for name in ("name", "request_id", "address"):
             value = getattr(self, name)
             if not _is_legible(value):
                 object.__setattr__(self, name, _legible(value))
@@ -104,7 +107,7 @@ def record_of(
             change.id,
             change.version,
             what,
-            origin.caller,
+            origin.name,
             origin.request_id,
             origin.address,
             is_audited,
@@ -114,7 +117,7 @@ def record_of(
         change.id,
         change.version,
         what,
-        origin.caller,
+        origin.name,
         origin.request_id,
         origin.address,
         is_audited,
@@ -144,4 +147,4 @@ def _legible(text: str) -> str:
 
 
 #: Who asks where nobody says so: the program that the store runs in.
-UNNAMED: Final = Origin("library")
+UNNAMED: Final = Origin(Caller("library", Role.ADMIN))

@@ -8,7 +8,7 @@ promises below on both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 from uuid import UUID
@@ -20,6 +20,7 @@ from itemstore.core.index import Index
 from itemstore.core.listing import ListQuery as ListQuery
 from itemstore.core.queue import Change
 from itemstore.core.record import Record
+from itemstore.core.usage import Usage
 
 LOAD_CONNECTIONS: Final = 3  # for ``load`` alone; more calls at once wait for each other
 
@@ -264,6 +265,13 @@ class Storage(Protocol):
 
         Both are of one moment. Items whose data PostgreSQL cannot read as jsonb, which only other
         hands can have stored, match no filter on data. Raises StorageTimeLimit.
+        """
+
+    async def usage(self, prefix: str, changed: Callable[[], Sequence[str]]) -> Usage:
+        """How many items there are under the prefix, and how many bytes their data take.
+
+        All of one moment, and without the ids that ``changed`` names, which is called after it. A
+        repetition calls it once more.
         """
 
     async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:

@@ -80,7 +80,7 @@ def where(query: ListQuery, given: Parameters) -> str:
     """What items are in the list, on whatever page."""
     conditions = [_condition(each, given) for each in query.filters]
     if query.prefix:
-        conditions.append(_begins("id", query.prefix, given))
+        conditions.append(begins("id", query.prefix, given))
     return " AND ".join(conditions) or "true"
 
 
@@ -117,7 +117,7 @@ def audited(query: AuditQuery, given: Parameters) -> str:
         if value is not None
     ]
     if query.prefix:
-        conditions.append(_begins("id", query.prefix, given))
+        conditions.append(begins("id", query.prefix, given))
     if query.after is not None:
         version, item_id = query.after
         place = f"{given.take(version, 'bigint')}, {given.take(item_id, 'text')}"
@@ -146,13 +146,14 @@ def _compared(
 ) -> str:
     value: Any = condition.value
     if condition.operator == "prefix":
-        return _begins(column, value, given)
+        return begins(column, value, given)
     if condition.operator == "in":
         return f"{column} = ANY({given.take([as_sent(each) for each in value], type_name)}[])"
     return f"{column} {_COMPARISONS[condition.operator]} {given.take(as_sent(value), type_name)}"
 
 
-def _begins(column: str, prefix: str, given: Parameters) -> str:
+def begins(column: str, prefix: str, given: Parameters) -> str:
+    """Whether a text begins so."""
     begun, end = f"{column} >= {given.take(prefix, 'text')}", prefix_end(prefix)
     return begun if end is None else f"{begun} AND {column} < {given.take(end, 'text')}"
 
@@ -169,7 +170,7 @@ def _of_data(condition: Filter, given: Parameters) -> str:
         case "contains", Json(text=value):
             return f"{json_column(condition.field)} @> {given.take(value, 'jsonb')}"
         case "prefix", str(value):
-            return f"{_begins(text, value, given)} AND {is_text}"
+            return f"{begins(text, value, given)} AND {is_text}"
         case "in", tuple(values):
             return _one_of(condition.field, values, given)
         case "eq", value:

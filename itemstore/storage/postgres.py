@@ -36,6 +36,7 @@ from itemstore.core.item import pack
 from itemstore.core.query import Filter
 from itemstore.core.queue import Change
 from itemstore.core.record import Record, unpacked
+from itemstore.core.usage import Usage
 from itemstore.storage import (
     LOAD_CONNECTIONS,
     Claim,
@@ -63,6 +64,7 @@ SCHEMA_VERSION: Final = 4  # what schema.sql writes into store_meta
 SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
+USAGE_TIMEOUT_S: Final = 60.0  # it may read every item there is
 POOL_MAX: Final = 3
 CONNECTIONS_MAX: Final = POOL_MAX + LOAD_CONNECTIONS + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
@@ -304,6 +306,16 @@ class Postgres:
                     yield page
         except psycopg.Error as error:
             raise classify(error) from error
+
+    async def usage(self, prefix: str, changed: Callable[[], Sequence[str]]) -> Usage:
+        return await self._again(partial(self._usage, prefix, changed))
+
+    async def _usage(self, prefix: str, changed: Callable[[], Sequence[str]]) -> Usage:
+        async with self._reader(USAGE_TIMEOUT_S) as connection, connection.transaction():
+            await connection.execute(statements.limits(USAGE_TIMEOUT_S).encode())
+            [counted] = await _fetched(connection, *statements.usage(prefix))
+            [beside] = await _fetched(connection, *statements.usage(prefix, changed()))
+        return Usage(*counted) - Usage(*beside)
 
     async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
         return await self._again(partial(self._unserved, query))

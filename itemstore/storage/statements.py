@@ -8,6 +8,7 @@ mode breaks: no prepared statements, no session settings, no session locks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from psycopg import sql
@@ -18,6 +19,7 @@ from itemstore.core.listing import ListQuery
 from itemstore.storage.conditions import (
     Parameters,
     audited,
+    begins,
     beyond,
     json_column,
     key_columns,
@@ -379,6 +381,16 @@ def count(query: ListQuery, source: str = ITEMS) -> tuple[str, Parameters]:
     """How many items are in the list, on all pages."""
     given = Parameters()
     return f"SELECT count(*) FROM {source} WHERE {where(query, given)}", given  # noqa: S608 - as above
+
+
+def usage(prefix: str, ids: Sequence[str] | None = None) -> tuple[str, Parameters]:
+    """How many items there are under the prefix, or of the ids, and how many bytes their data."""
+    given = Parameters()
+    some = begins("id", prefix, given) if ids is None else f"id = ANY({given.take(ids, 'text[]')})"
+    text = f"""
+SELECT count(*), coalesce(sum(octet_length(data::text)), 0)::bigint FROM items WHERE {some}
+"""  # noqa: S608 - built from constants and placeholders
+    return text, given
 
 
 def export(query: ListQuery) -> tuple[str, Parameters]:

@@ -16,6 +16,7 @@ from itemstore.errors import (
     ItemStoreError,
     MalformedRequest,
     RouteNotFound,
+    Unauthenticated,
     UnsupportedMediaType,
 )
 from itemstore.store import ItemStore
@@ -28,6 +29,7 @@ from itemstore.web import (
     contract,
     items,
     keys,
+    limits,
     numbers,
     problems,
     quarantine,
@@ -36,6 +38,7 @@ from itemstore.web import (
     system,
     traffic,
 )
+from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -102,13 +105,15 @@ DOCS: Final = web.AppKey("docs", bool)
 def make_app(
     store: ItemStore,
     guard: access.Guard | None = None,
+    limited: Limits | None = None,
     around: Surroundings | None = None,
     *,
     docs: bool = True,
 ) -> web.Application:
     """The application over a store, which may still be starting, and what it stands on.
 
-    Without a guard it is for anybody. ``docs``: it describes itself.
+    Without a guard it is for anybody, without ``limited`` at any rate; ``docs``: it describes
+    itself.
     """
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
@@ -120,6 +125,10 @@ def make_app(
     app.cleanup_ctx.extend((access.running, _look_around))
     app[LOG] = store.log
     app[DOCS] = docs
+    app[LIMITS] = limited = limited or Limits()
+    if limited.shared is not None:
+        app.on_startup.append(limited.shared.start)
+        app.on_cleanup.append(limited.shared.close)
     app[streams.STREAMS] = streams.Streams()
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
@@ -144,10 +153,15 @@ def route_of(request: web.Request) -> Route | None:
 
 
 async def _admit(request: web.Request) -> None:
-    """Raises Unauthenticated, Forbidden, Unavailable."""
+    """Raises Unauthenticated, Forbidden, Unavailable; RateLimited if it fails too often."""
     route = route_of(request)
     if route is not None:
-        await access.admit(request, route.role, is_whole=route.is_whole)
+        try:
+            await access.admit(request, route.role, is_whole=route.is_whole)
+        except Unauthenticated as error:
+            if error.is_wrong:
+                request.app[LIMITS].punish(request.app[LIMITS].network_of(request))
+            raise
         return
     request[requests.CALLER] = NOBODY
     if request.match_info.http_exception is None:  # a route that says nothing of its role
@@ -189,6 +203,9 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     request_id = request[requests.REQUEST_ID] = _id_of(request)
     try:
         await _admit(request)
+        limited = request.app[LIMITS]
+        if limited.are_set and (route := route_of(request)) is not None:
+            await limited.check(request, route.kind, request[requests.CALLER])
         response = await handler(request)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
@@ -218,6 +235,7 @@ def _show_the_way(request: web.Request, response: web.StreamResponse) -> None:
 def _finish(
     request: web.Request, response: web.StreamResponse, started: float, request_id: str
 ) -> web.StreamResponse:
+    response.headers.update(limits.headers_of(request))
     response.headers[traffic.REQUEST_ID] = request_id
     response.headers[hdrs.SERVER] = traffic.SERVER
     resource = request.match_info.route.resource

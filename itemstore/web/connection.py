@@ -11,6 +11,7 @@ from aiohttp import web
 from itemstore.errors import MalformedRequest
 from itemstore.web import problems
 from itemstore.web.lane import Lane, Pending, length_of
+from itemstore.web.limits import peer_network
 from itemstore.web.traffic import SERVER, Traffic
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
@@ -28,7 +29,7 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_address", "_answered", "_kept", "_lane", "_pending", "_rest", "_traffic")
+    __slots__ = ("_answered", "_kept", "_lane", "_peer", "_pending", "_rest", "_traffic")
 
     def __init__(
         self, manager: web.Server, *, lane: Lane | None, traffic: Traffic, **options: Any
@@ -36,17 +37,16 @@ class Connection(web.RequestHandler):
         super().__init__(manager, **options)
         self._lane = lane
         self._traffic = traffic
+        self._peer = ""
         self._rest: int | None = 0 if lane is not None else None
         self._pending: Pending | None = None
         self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
-        self._address = ""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._traffic.connections += 1
         super().connection_made(transport)
-        peer = transport.get_extra_info("peername")  # as ``Request.remote`` has it
-        self._address = str(peer[0] if isinstance(peer, list | tuple) else peer or "")
+        self._peer = peer_network(transport.get_extra_info("peername"))
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._traffic.connections -= 1
@@ -60,7 +60,7 @@ class Connection(web.RequestHandler):
             super().data_received(data)
             return
         if self._rest == 0 and self._lane is not None and self._is_idle():
-            answer = self._lane.answer(data, self._address)
+            answer = self._lane.answer(data, self._peer)
             if answer is not None:
                 self._give(answer)
                 return

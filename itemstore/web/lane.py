@@ -24,6 +24,8 @@ from urllib.parse import quote
 
 import orjson
 
+from itemstore.core import address
+from itemstore.core.caller import Caller
 from itemstore.core.condition import Condition
 from itemstore.core.confinement import permitted
 from itemstore.core.data import loads
@@ -37,6 +39,8 @@ from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
 from itemstore.web.access import Guard
 from itemstore.web.app import ROLE_OF
+from itemstore.web.limits import LEFT, POLICY, Limits, refusal
+from itemstore.web.traffic import Kind
 
 CHUNK_MAX_BYTES: Final = 64 * 1024
 HEAD_MAX_BYTES: Final = 2_048
@@ -55,11 +59,12 @@ _FRAMING: Final = frozenset(
 )
 
 _STATUS: Final = {each.value: b"%d %b" % (each, each.phrase.encode()) for each in HTTPStatus}
-_IDENTITY: Final = b"HTTP/1.1 %b\r\n%bX-Request-Id: %b\r\nServer: " + traffic.SERVER.encode()
+_IDENTITY: Final = b"HTTP/1.1 %b\r\n%b%bX-Request-Id: %b\r\nServer: " + traffic.SERVER.encode()
 _BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n\r\n"
 _RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b"
 _UNMODIFIED: Final = b'ETag: "%d"\r\nCache-Control: no-cache\r\n%b'
 _ITEM: Final = _UNMODIFIED + b"%bContent-Type: application/json\r\n"
+_LIMIT: Final = f"{POLICY}: %s\r\n{LEFT}: %s\r\n"
 _PROBLEM: Final = (
     b"Cache-Control: no-store\r\n%bContent-Type: " + problems.CONTENT_TYPE.encode() + b"\r\n"
 )
@@ -80,6 +85,7 @@ class Head(NamedTuple):
     request_id: str | None
     railway_request_id: str | None
     authorization: str | None
+    network: str | None  #: that a trusted proxy names
 
 
 class Asked(NamedTuple):
@@ -90,6 +96,7 @@ class Asked(NamedTuple):
     route: str
     started: float  #: by time.perf_counter()
     request_id: str
+    limit: bytes  #: headers that tell of the rate limit
 
 
 class Pending(NamedTuple):
@@ -103,35 +110,42 @@ class Pending(NamedTuple):
 class Lane:
     """Answers for one store."""
 
-    def __init__(self, store: ItemStore, served: traffic.Traffic, guard: Guard) -> None:
+    def __init__(
+        self,
+        store: ItemStore,
+        served: traffic.Traffic,
+        guard: Guard | None = None,
+        limits: Limits | None = None,
+    ) -> None:
         self._store = store
         self._traffic = served
-        self._guard = guard
+        self._guard = guard or Guard()
+        self._limits = limits or Limits()
         self._heads: dict[bytes, Head | None] = {}
         self._second, self._date = 0, b""
 
-    def answer(self, chunk: bytes, address: str = "") -> bytes | Pending | None:
+    def answer(self, chunk: bytes, peer: str = "") -> bytes | Pending | None:
         """The response; or what it waits for; or None if the lane does not answer.
 
-        The chunk is all that has arrived on the connection since it last was idle; ``address`` is
-        where that leads.
+        The chunk is all that has arrived on the connection since it last was idle; ``peer`` is the
+        network at its other end.
         """
         started = time.perf_counter()
         end = chunk.find(b" HTTP/1.1\r\n", 0, HEAD_MAX_BYTES) + 9
         if end < 9 or len(chunk) > CHUNK_MAX_BYTES or not self._store.is_ready:
             return None
         if chunk.startswith(b"GET /items/"):
-            return self._read("GET", chunk[11 : end - 9], chunk[end:], started)
+            return self._read("GET", chunk[11 : end - 9], chunk[end:], peer, started)
         if chunk.startswith(b"HEAD /items/"):
-            return self._read("HEAD", chunk[12 : end - 9], chunk[end:], started)
+            return self._read("HEAD", chunk[12 : end - 9], chunk[end:], peer, started)
         begin = chunk.find(b"\r\n\r\n", end) + 4
         if begin < 4:
             return None
         if chunk.startswith(b"PUT /items/"):
             in_path = chunk[11 : end - 9]
-            return self._write(in_path, chunk[end:begin], chunk[begin:], started, address)
+            return self._write(in_path, chunk[end:begin], chunk[begin:], peer, started)
         if chunk.startswith(b"POST /items HTTP"):
-            return self._write(None, chunk[end:begin], chunk[begin:], started, address)
+            return self._write(None, chunk[end:begin], chunk[begin:], peer, started)
         return None
 
     def settled(self, pending: Pending) -> bytes:
@@ -148,7 +162,7 @@ class Lane:
     # --- reading
 
     def _read(
-        self, method: str, in_path: bytes, block: bytes, started: float
+        self, method: str, in_path: bytes, block: bytes, peer: str, started: float
     ) -> bytes | Pending | None:
         head, store = self._head(block), self._store
         if head is None or head.length or head.when.if_match is not None or not _is_plain(in_path):
@@ -156,13 +170,21 @@ class Lane:
         item_id, caller = in_path.decode(), self._guard.seen(head.authorization)
         if caller is None or caller.role < _READS or not item_id.startswith(caller.prefix):
             return None
+        limit, refused = b"", None
+        if self._limits.are_set:
+            if self._limits.are_shared:
+                return None
+            limit, refused = self._limit(Kind.READ, caller, head.network or peer)
         asked = Asked(
             method,
             f"/items/{item_id}",
             "GET /items/{id}" if method == "GET" else "HEAD /items/{id}",
             started,
             traffic.request_id(head.request_id, head.railway_request_id),
+            limit,
         )
+        if refused is not None:
+            return self._problem(refused, asked)
         entry = store.reader.known(item_id)
         if entry is UNKNOWN or store.monotonic() >= store.lease.reads_until:
             finding = asyncio.get_running_loop().create_task(store.reader.find(item_id))
@@ -182,13 +204,15 @@ class Lane:
     # --- writing
 
     def _write(
-        self, in_path: bytes | None, block: bytes, body: bytes, started: float, address: str
+        self, in_path: bytes | None, block: bytes, body: bytes, peer: str, started: float
     ) -> bytes | Pending | None:
         head = self._head(block)
         if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
             return None
         store, caller = self._store, self._guard.seen(head.authorization)
         if caller is None or caller.role < _WRITES:
+            return None
+        if self._limits.are_set and self._limits.are_shared:
             return None
         try:
             level, value = store.level(head.durability), loads(body)
@@ -202,12 +226,23 @@ class Lane:
                 item_id = in_path.decode()
                 method, path, route = "PUT", f"/items/{item_id}", "PUT /items/{id}"
                 operation = requests.put(value, item_id, head.when)
-            request_id = traffic.request_id(head.request_id, head.railway_request_id)
-            origin = Origin(caller.name, request_id, address) if store.options.audit else None
-            accepted = store.accept_now(permitted(caller, operation), level, origin)
+            permitted(caller, operation)
         except ItemStoreError:
-            return None  # nothing was changed, and the ordinary route says what is wrong
-        asked = Asked(method, path, route, started, request_id)
+            return None  # the ordinary route says what is wrong
+        limit, refused = b"", None
+        if self._limits.are_set:
+            limit, refused = self._limit(Kind.WRITE, caller, head.network or peer)
+        request_id = traffic.request_id(head.request_id, head.railway_request_id)
+        asked = Asked(method, path, route, started, request_id, limit)
+        if refused is not None:
+            return self._problem(refused, asked)
+        origin = None
+        if store.options.audit or caller.has_quota:
+            origin = Origin(caller, request_id, head.network or peer)
+        try:
+            accepted = store.accept_now(operation, level, origin)
+        except ItemStoreError as error:
+            return self._problem(error, asked)
         if accepted is None:
             writing = asyncio.get_running_loop().create_task(store.write(operation, level, origin))
             return Pending(asked, writing, partial(self._written, asked, level))
@@ -225,6 +260,16 @@ class Lane:
 
     # --- what both need
 
+    def _limit(
+        self, kind: Kind, caller: Caller, network: str
+    ) -> tuple[bytes, ItemStoreError | None]:
+        """The headers that tell of the limit, and the refusal if the request is one too many."""
+        verdict = self._limits.take_now(kind, caller, network)
+        if verdict is None:
+            return b"", None
+        told = (_LIMIT % (verdict.policy, verdict.left)).encode()
+        return told, refusal(verdict) if verdict.retry_after_s else None
+
     def _problem(self, error: ItemStoreError, asked: Asked) -> bytes:
         self._traffic.errors[error.code] += 1
         body = orjson.dumps(problems.problem(error, asked.request_id))
@@ -232,22 +277,23 @@ class Lane:
         return self._response(error.status, _PROBLEM % retry, asked, body)
 
     def _response(self, status: int, headers: bytes, asked: Asked, body: bytes | None) -> bytes:
-        self._traffic.note(*asked, status)
+        method, path, route, started, request_id, limit = asked
+        self._traffic.note(method, path, route, started, request_id, status)
         second = int(time.time())
         if second != self._second:
             self._second, self._date = second, formatdate(second, usegmt=True).encode()
-        request_id = asked.request_id.encode()
+        head = (_STATUS[status], headers, limit, request_id.encode())
         if body is None:
-            return _BODILESS % (_STATUS[status], headers, request_id, self._date)
-        sent = b"" if asked.method == "HEAD" else body
-        return _RESPONSE % (_STATUS[status], headers, request_id, len(body), self._date, sent)
+            return _BODILESS % (*head, self._date)
+        sent = b"" if method == "HEAD" else body
+        return _RESPONSE % (*head, len(body), self._date, sent)
 
     def _head(self, block: bytes) -> Head | None:
         """What a header block says, with the line ends around it; None: not for the lane."""
         try:
             return self._heads[block]
         except KeyError:
-            head = _parse(block)
+            head = _parse(block, self._limits.trust)
             if len(block) <= HEAD_MAX_BYTES:
                 if len(self._heads) >= HEADS_MAX:
                     self._heads.clear()
@@ -265,7 +311,7 @@ def length_of(chunk: bytes) -> int | None:
     return None if fields is None else begin + int(fields.get("content-length", "0"))
 
 
-def _parse(block: bytes) -> Head | None:
+def _parse(block: bytes, trust: address.Trust) -> Head | None:
     fields = _fields(block)
     if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
         return None
@@ -282,6 +328,7 @@ def _parse(block: bytes) -> Head | None:
         fields.get("x-request-id"),
         fields.get("x-railway-request-id"),
         fields.get("authorization"),
+        address.told(trust, fields.get("x-real-ip"), fields.get("x-forwarded-for")),
     )
 
 

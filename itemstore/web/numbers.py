@@ -9,6 +9,7 @@ from aiohttp import web
 from itemstore.metrics import METRICS, Metric
 from itemstore.surroundings import SURROUNDINGS, Surroundings
 from itemstore.web.items import STORE
+from itemstore.web.limits import LIMITS
 from itemstore.web.streams import STREAMS
 from itemstore.web.traffic import Traffic
 
@@ -41,6 +42,25 @@ HTTP: Final[tuple[Metric[web.Application], ...]] = (
         "gauge",
         "Imports and exports under way.",
         lambda app: app[STREAMS].under_way,
+    ),
+    Metric(
+        "itemstore_rate_limited_total",
+        "counter",
+        "Requests refused by a rate limit, by its name.",
+        lambda app: app[LIMITS].refused,
+        label="limit",
+    ),
+    Metric(
+        "itemstore_redis_up",
+        "gauge",
+        "1 if Redis counts for the rate limits; absent without REDIS_URL or a limit.",
+        lambda app: None if (shared := app[LIMITS].shared) is None else shared.is_up,
+    ),
+    Metric(
+        "itemstore_redis_lost_total",
+        "counter",
+        "How often Redis was lost, and this instance counted by itself.",
+        lambda app: None if (shared := app[LIMITS].shared) is None else shared.losses,
     ),
 )
 

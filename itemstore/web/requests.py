@@ -42,6 +42,7 @@ from itemstore.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+from itemstore.web.limits import LIMITS
 
 CALLER: Final = web.RequestKey("caller", Caller)
 REQUEST_ID: Final = web.RequestKey("request_id", str)
@@ -160,7 +161,8 @@ def once(request: web.Request, raw: bytes) -> Once | None:
 
 def origin(request: web.Request, once: Once | None = None) -> Origin:
     """Who asks for what the request does."""
-    return Origin(request[CALLER].name, request[REQUEST_ID], request.remote or "", once)
+    network = request.app[LIMITS].network_of(request)
+    return Origin(request[CALLER], request[REQUEST_ID], network, once)
 
 
 def _header(request: web.Request, name: str) -> str | None:

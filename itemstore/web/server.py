@@ -37,7 +37,10 @@ from itemstore.web.app import make_app
 from itemstore.web.connection import Connection
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
+from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.numbers import TRAFFIC
+from itemstore.web.shared import Shared
+from itemstore.web.traffic import Kind
 
 #: Longer than a proxy keeps idle connections, or it sends requests into one just closed: Railway's
 #: edge keeps them for 60 s.
@@ -69,6 +72,7 @@ async def serve(settings: Settings) -> int:
                 make_app(
                     store,
                     _guard(allowed, storage, log),
+                    _limits(settings, log),
                     Surroundings(storage, _data_dir(settings)),
                     docs=settings.docs,
                 ),
@@ -122,6 +126,21 @@ def _guard(allowed: Access, storage: Postgres, log: FilteringBoundLogger) -> Gua
 
         tokens = Tokens(allowed.issuer, log)
     return Guard(allowed, Keyring(storage.keys, log), tokens)
+
+
+def _limits(settings: Settings, log: FilteringBoundLogger) -> Limits:
+    rates = {
+        Kind.READ: settings.rate_limit_read,
+        Kind.WRITE: settings.rate_limit_write,
+        Kind.HEAVY: settings.rate_limit_heavy,
+    }
+    given = {kind: rate for kind, rate in rates.items() if rate is not None}
+    return Limits(
+        given,
+        failures=settings.rate_limit_failures,
+        trust=settings.trust_proxy,
+        shared=Shared(settings.redis_url, log) if settings.redis_url and given else None,
+    )
 
 
 class _Stopping:
@@ -179,7 +198,7 @@ async def listen(
         raise RuntimeError("the runner is not set up")
     app = runner.app
     traffic = app[TRAFFIC]
-    lane = Lane(app[STORE], traffic, app[GUARD]) if fast_lane else None
+    lane = Lane(app[STORE], traffic, app[GUARD], app[LIMITS]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(

@@ -12,7 +12,7 @@ from typing import Final
 from aiohttp import hdrs, web
 
 from itemstore.errors import BodyTimeout, MalformedRequest, Overloaded, Stopping
-from itemstore.web import traffic
+from itemstore.web import limits, traffic
 from itemstore.web.items import STORE
 from itemstore.web.requests import REQUEST_ID
 
@@ -40,6 +40,7 @@ class Stream:
                 hdrs.CONTENT_TYPE: content_type,
                 hdrs.CACHE_CONTROL: "no-store",
                 **{name.replace("_", "-"): value for name, value in headers.items()},
+                **limits.headers_of(self._request),
                 traffic.REQUEST_ID: self._request[REQUEST_ID],
                 hdrs.SERVER: traffic.SERVER,
             }

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from itemstore.core.caller import Caller, Role
 from itemstore.core.item import pack
 from itemstore.core.queue import RECORD_OVERHEAD_BYTES, Change, WriteQueue, size_of
 from itemstore.core.recent import RECENT_S, Recent
@@ -15,10 +16,13 @@ from itemstore.errors import InvalidIdempotencyKey
 TEXT = st.text(st.characters(codec="utf-8"), max_size=300)
 
 
+ME = Origin(Caller("me", Role.ADMIN))
+
+
 def change(version: int, item_id: str = "a", *, recorded: bool = True) -> Change:
     made = Change(item_id, version, pack(version, 1, b"{}"), deleted=False, now_s=0.0)
     if recorded:
-        made.keep(record_of("put", made, Origin("me"), 0, is_audited=True, keeps_data=False))
+        made.keep(record_of("put", made, ME, 0, is_audited=True, keeps_data=False))
     return made
 
 
@@ -38,7 +42,7 @@ def test_a_record_comes_back_as_it_was_packed(record: Record) -> None:
 @given(TEXT, st.text(max_size=300))
 def test_a_name_is_shown_bounded_and_printable(caller: str, other: str) -> None:
     """Names that cannot be shown are replaced; two of them are never taken for one."""
-    names = Origin(caller).caller, Origin(other).caller
+    names = [Origin(Caller(each, Role.ADMIN)).name for each in (caller, other)]
     assert all(len(name) <= 255 and name.isprintable() for name in names)
     assert (caller == other) == (names[0] == names[1])
 

@@ -15,6 +15,7 @@ from typing import Any, Final, LiteralString
 import psycopg
 
 from itemstore.core.cache import Row
+from itemstore.core.caller import Caller, Role
 from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.core.record import Once, Origin, record_of
@@ -110,7 +111,7 @@ def recorded(
 ) -> Change:
     """The same with a record for the audit, and for a key if one is given."""
     once = None if key is None else Once(key, b"payload")
-    origin = Origin(caller, "request", once=once)
+    origin = Origin(Caller(caller, Role.ADMIN), "request", once=once)
     change.keep(record_of("put", change, origin, position, is_audited=True, keeps_data=True))
     return change
 

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+from itemstore.core.caller import Caller, Role
 from itemstore.core.condition import Condition
 from itemstore.core.item import Item, plain
 from itemstore.core.operation import Create, Delete, Patch, Put, Write
@@ -409,7 +410,7 @@ class Client:
         """One request at commit, sent again and again: it is carried out once, by whomever."""
         key = f"{self._chance.getrandbits(64):x}"
         for _ in range(self._chance.choice((1, 2, 4))):
-            origin = Origin("client", once=Once(key, b""))
+            origin = Origin(Caller("client", Role.ADMIN), once=Once(key, b""))
             create = instance.store.write(Create({"key": key}), Durability.COMMIT, origin)
             try:
                 item = await self._ask(instance, create)

@@ -19,8 +19,10 @@ from itemstore.core.audit import AuditQuery, AuditRow
 from itemstore.core.cache import Row
 from itemstore.core.ids import IdBlock
 from itemstore.core.index import Index, indexes_for
+from itemstore.core.item import data_of
 from itemstore.core.queue import Change
 from itemstore.core.record import Record
+from itemstore.core.usage import NONE, Usage, of_text
 from itemstore.storage import (
     Claim,
     ForeignChange,
@@ -287,6 +289,21 @@ class FlakyStorage:
         if query.count == "none":
             return rows, None
         return rows, await self._call("count", lambda: count)  # of the same snapshot
+
+    async def usage(self, prefix: str, changed: Callable[[], Sequence[str]]) -> Usage:
+        counted = await self._call("usage", lambda: dict(self.disk.items))
+        asked = set(changed())
+        return await self._call(  # of the same snapshot
+            "usage beside",
+            lambda: sum(
+                (
+                    of_text(data_of(entry))
+                    for item_id, entry in counted.items()
+                    if item_id.startswith(prefix) and item_id not in asked
+                ),
+                NONE,
+            ),
+        )
 
     async def unserved(self, query: ListQuery) -> tuple[Sequence[Index], int]:
         wanted = indexes_for(query.filters, query.order)

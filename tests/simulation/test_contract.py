@@ -291,6 +291,23 @@ async def test_a_prefix_selects_by_the_bytes_it_begins_with(storage: Storage, pr
     assert count == len(expected)
 
 
+@pytest.mark.parametrize("prefix", ["", "a", "a/", "a%", "a_", "\U0010ffff", "nobody"])
+async def test_a_usage_is_of_a_prefix(storage: Storage, prefix: str) -> None:
+    """Its items and the bytes of their data, without those that changed since."""
+    ids = ("a", "a/1", "a/2", "a%", "a%b", "a_b", "axb", "b", "\U0010ffff", "\U0010ffffz")
+    texts = (f'{{"n":{10**n}}}' for n in range(len(ids)))
+    items_there = {each: text.encode() for each, text in zip(ids, texts, strict=True)}
+    items_there["a/3"] = '{"é":"😀"}'.encode()
+    await write(storage, [upsert(each, NOW, text) for each, text in sorted(items_there.items())])
+    await write(storage, [delete("a/2", NOW + 1)])
+    del items_there["a/2"]
+    there = {each: len(text) for each, text in items_there.items() if each.startswith(prefix)}
+    assert (len(there), sum(there.values())) == await storage.usage(prefix, list)
+    changed = [each for each in ("a/1", "a/2", "a/9") if each.startswith(prefix)]
+    rest = [size for each, size in there.items() if each not in changed]
+    assert (len(rest), sum(rest)) == await storage.usage(prefix, lambda: changed)
+
+
 async def test_filters_select_by_the_data(storage: Storage) -> None:
     """A list holds and counts the items that fulfil every filter, in the order of a field."""
     values = [b"2", b"10", b'"2"', b"null", b"[2]", b'"x"']

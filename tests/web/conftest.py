@@ -38,6 +38,7 @@ from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.access import Guard
 from itemstore.web.app import make_app
+from itemstore.web.limits import Limits
 from itemstore.web.numbers import AROUND, TRAFFIC
 from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.traffic import Traffic
@@ -119,7 +120,12 @@ class Answer:
         assert problem.get("pointer", "/").startswith("/")
         assert problem.get("request_id") == self.headers.get("X-Request-Id")
         retry_after = self.headers.get("Retry-After")
-        assert retry_after == (None if error.retry_after_s is None else str(error.retry_after_s))
+        if error is errors.RateLimited:  # which knows when
+            assert retry_after is not None
+            assert int(retry_after) >= 1
+        else:
+            expected = None if error.retry_after_s is None else str(error.retry_after_s)
+            assert expected == retry_after
 
     def is_problem(self, status: int, code: str) -> dict[str, Any]:
         """The problem document, which must be this one."""
@@ -341,6 +347,7 @@ async def service_over(
     stream: io.StringIO | None = None,
     access: Access | None = None,
     tokens: Tokens | None = None,
+    limited: Limits | None = None,
     around: Surroundings | None = None,
 ) -> AsyncIterator[Service]:
     """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
@@ -348,7 +355,7 @@ async def service_over(
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
     keyring = Keyring(storage.keys, log) if isinstance(storage, Postgres) else None
-    app = make_app(store, Guard(access, keyring, tokens), around)
+    app = make_app(store, Guard(access, keyring, tokens), limited, around)
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")

@@ -264,6 +264,8 @@ def test_the_limits_are_those_of_the_code() -> None:
     table = {limit: value for limit, value, _ in rows(section("## Limits"))}
 
     assert table.pop("lines of an import") == "no limit"
+    assert table.pop("requests of a caller").startswith("no limit (`RATE_LIMIT_READ`")
+    assert table.pop("items and bytes of a caller").startswith("no limit")
     assert table == {
         limit: f"{number:,.0f} {unit}".strip() for limit, (number, unit) in LIMITS.items()
     }

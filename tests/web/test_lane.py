@@ -26,6 +26,7 @@ from itemstore.store import ItemStore
 from itemstore.web import lane as lane_module
 from itemstore.web import server, traffic
 from itemstore.web.app import make_app
+from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.numbers import TRAFFIC
 from itemstore.web.traffic import Traffic
 from tests.sql import make_database
@@ -48,6 +49,7 @@ class Side:
     store: ItemStore
     port: int
     traffic: Traffic
+    limits: Limits
     answered: list[bytes] = field(default_factory=list)  #: what the lane answered
 
     async def send(self, chunks: Chunks, pause_s: float = 0.0) -> bytes:
@@ -95,11 +97,13 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 
 @asynccontextmanager
-async def side(server_dsn: str, *, fast: bool) -> AsyncIterator[Side]:
+async def side(
+    server_dsn: str, *, fast: bool, limited: Limits | None = None
+) -> AsyncIterator[Side]:
     dsn = make_database(server_dsn)
     store = ItemStore(Postgres(dsn), Options(), now_us=lambda: EPOCH_US)
     async with AsyncExitStack() as stack:
-        one = await serve(stack, store, fast=fast)
+        one = await serve(stack, store, fast=fast, limited=limited)
         await soon(store.start())
         await until(lambda: store.cache.hydrated)
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -111,15 +115,17 @@ async def side(server_dsn: str, *, fast: bool) -> AsyncIterator[Side]:
         yield one
 
 
-async def serve(stack: AsyncExitStack, store: ItemStore, *, fast: bool) -> Side:
+async def serve(
+    stack: AsyncExitStack, store: ItemStore, *, fast: bool, limited: Limits | None = None
+) -> Side:
     """``store``, served until the stack is left."""
     sock = stack.enter_context(server.listening_socket("127.0.0.1", 0))
-    runner = web.AppRunner(make_app(store), access_log=None, shutdown_timeout=5.0)
+    runner = web.AppRunner(make_app(store, limited=limited), access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     listener = await server.listen(runner, sock, fast_lane=fast)
     stack.push_async_callback(runner.cleanup)
     stack.callback(listener.close)
-    return Side(store, sock.getsockname()[1], runner.app[TRAFFIC])
+    return Side(store, sock.getsockname()[1], runner.app[TRAFFIC], runner.app[LIMITS])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -146,8 +152,8 @@ def _request_id(given: str | None, railway: str | None) -> str:
 def _count_answers(patch: pytest.MonkeyPatch, one: Side) -> None:
     answer = lane_module.Lane.answer
 
-    def counted(self: lane_module.Lane, chunk: bytes, address: str) -> object:
-        given = answer(self, chunk, address)
+    def counted(self: lane_module.Lane, chunk: bytes, peer: str) -> object:
+        given = answer(self, chunk, peer)
         if given is not None:
             one.answered.append(chunk)
         return given

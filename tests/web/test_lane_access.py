@@ -21,6 +21,7 @@ from itemstore.store import ItemStore
 from itemstore.web import server, traffic
 from itemstore.web.access import Guard
 from itemstore.web.app import make_app
+from itemstore.web.limits import LIMITS
 from itemstore.web.numbers import TRAFFIC
 from tests.sql import make_database
 from tests.stores import soon, until
@@ -80,7 +81,7 @@ async def guarded(server_dsn: str, *, fast: bool) -> AsyncIterator[Side]:
         store.clock.newest = EPOCH_US
         store.is_pending = lambda item_id: False  # type: ignore[method-assign]
         stack.push_async_callback(store.close, 10.0)
-        yield Side(store, sock.getsockname()[1], runner.app[TRAFFIC])
+        yield Side(store, sock.getsockname()[1], runner.app[TRAFFIC], runner.app[LIMITS])
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
