@@ -4,10 +4,11 @@
     ├── InvalidInput             the caller sent something that cannot be stored or understood
     │   ├── MalformedRequest, MalformedJSON, InvalidId, InvalidCursor, InvalidParameter,
     │   │   InvalidETag, InvalidDurability                                         400
-    │   ├── BodyTimeout                                                            408
+    │   ├── HeadTimeout, BodyTimeout                                               408
     │   ├── BodyTooLarge                                                           413
     │   ├── UnsupportedMediaType                                                   415
     │   └── InvalidItem, InvalidData                                               422
+    ├── OriginNotAllowed                                                           403
     ├── RouteNotFound, ItemNotFound                                                404
     ├── MethodNotAllowed                                                           405
     ├── ItemExists                                                                 409
@@ -15,7 +16,7 @@
     ├── QueryTooSlow                                                               422
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
-    │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
+    │   └── Overloaded, TooManyConnections, DatabaseUnavailable, CommitUnconfirmed,
     │       DurabilityUnavailable, Starting, Stopping                              503
     ├── StartupError             the process cannot start; never an HTTP answer
     └── MovingError              an import or export cannot go on; never an HTTP answer
@@ -97,6 +98,13 @@ class InvalidDurability(InvalidInput):
     code = "invalid_durability"
 
 
+class HeadTimeout(InvalidInput):
+    """The headers did not arrive in time."""
+
+    status = 408
+    code = "head_timeout"
+
+
 class BodyTimeout(InvalidInput):
     """The body did not arrive in time."""
 
@@ -130,6 +138,13 @@ class InvalidData(InvalidInput):
 
     status = 422
     code = "invalid_data"
+
+
+class OriginNotAllowed(ItemStoreError):
+    """Pages of this origin may not write here."""
+
+    status = 403
+    code = "origin_not_allowed"
 
 
 class RouteNotFound(ItemStoreError):
@@ -196,6 +211,12 @@ class Overloaded(Unavailable):
     """The write queue is full."""
 
     code = "overloaded"
+
+
+class TooManyConnections(Unavailable):
+    """There are as many connections as there may be."""
+
+    code = "too_many_connections"
 
 
 class DatabaseUnavailable(Unavailable):

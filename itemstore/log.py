@@ -11,11 +11,14 @@ import logging
 import queue
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
+
+from itemstore.redaction import Redaction
 
 LINES_MAX: Final = 10_000  # waiting to be written; at about 300 bytes each, 3 MB
 
@@ -83,9 +86,15 @@ class LineWriter:
 
 
 def server_logger(
-    level: str, form: str, stream: TextIO | None = None
+    level: str,
+    form: str,
+    stream: TextIO | None = None,
+    *,
+    hide: Callable[[str], str] = Redaction(),  # noqa: B008 - it never changes
 ) -> tuple[FilteringBoundLogger, LineWriter]:
-    """A logger, and the writer to close at the end. ``form`` is json, console or auto."""
+    """A logger, and the writer to close at the end. ``form`` is json, console or auto; ``hide``
+    takes the secrets out of a line.
+    """
     stream = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LineWriter(stream, is_console=is_console)
@@ -104,6 +113,7 @@ def server_logger(
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
             *render,
+            lambda _, __, line: hide(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=True,

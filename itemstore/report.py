@@ -41,15 +41,15 @@ class Finding:
 def check(settings: Settings) -> int:
     """Prints the findings. Returns 1 if one is a failure."""
     console = Console(highlight=False, soft_wrap=True)
-    failed = False
+    failed, hide = False, settings.redaction()
 
     async def tell() -> None:
         nonlocal failed
         async for finding in _findings(settings):
             failed |= finding.verdict == "fail"
-            console.print(f"{_MARKS[finding.verdict]:>4}  {finding.what}")
+            console.print(f"{_MARKS[finding.verdict]:>4}  {hide(finding.what)}")
             if finding.advice:
-                console.print(f"      → {finding.advice}")
+                console.print(f"      → {hide(finding.advice)}")
 
     asyncio.run(tell())
     return int(failed)

@@ -35,7 +35,8 @@ LAYERS = (
     ("deployment",),
     ("database", "settings"),
     ("deadlines",),
-    ("accepted", "log", "memory", "options", "process", "tasks"),
+    ("accepted", "descriptors", "log", "memory", "options", "process", "tasks"),
+    ("redaction",),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

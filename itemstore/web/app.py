@@ -13,6 +13,9 @@ from itemstore.core.caller import ANYBODY, Role
 from itemstore.errors import ItemStoreError, MalformedRequest, UnsupportedMediaType
 from itemstore.store import ItemStore
 from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
+from itemstore.web.bodies import BODIES, Bodies
+from itemstore.web.browsers import BROWSERS, Browsers, methods_of
+from itemstore.web.door import DOOR, Door
 from itemstore.web.traffic import Kind
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -58,7 +61,13 @@ _ROUTES: Final = {(each.method, each.path.replace(":(?s:.+)", "")): each for eac
 LOG: Final = web.AppKey("log", FilteringBoundLogger)
 
 
-def make_app(store: ItemStore) -> web.Application:
+def make_app(
+    store: ItemStore,
+    *,
+    door: Door | None = None,
+    browsers: Browsers | None = None,
+    bodies: Bodies | None = None,
+) -> web.Application:
     """The application over a store, which may still be starting."""
     app = web.Application(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
@@ -67,6 +76,10 @@ def make_app(store: ItemStore) -> web.Application:
     app[system.TRAFFIC] = traffic.Traffic(store.log)
     app[LOG] = store.log
     app[streams.STREAMS] = streams.Streams()
+    app[DOOR] = door or Door()
+    app[BROWSERS] = browsers or Browsers()
+    app[BODIES] = bodies or Bodies()
+    app.on_response_prepare.append(app[BROWSERS].finish)
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -115,7 +128,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     request_id = request[streams.REQUEST_ID] = _id_of(request)
     request[requests.CALLER] = ANYBODY
     try:
-        response = await handler(request)
+        response = await _answer(request, handler)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
         if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
@@ -124,12 +137,22 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
         response = problems.response(
             problems.from_http(error, request.method, request.path), request_id
         )
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers[hdrs.ALLOW] = ", ".join(methods_of(request))
     except Exception:
         failure = problems.internal(request.app[LOG], request_id, request.path)
         response = problems.response(failure, request_id)
+    finally:
+        request.app[BODIES].release(request)
     return _finish(request, response, started, request_id)
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    browsers = request.app[BROWSERS]
+    if request.method == hdrs.METH_OPTIONS:  # before all else: a preflight carries no credentials
+        return browsers.options(request)
+    browsers.check(request)
+    return await handler(request)
 
 
 def _finish(

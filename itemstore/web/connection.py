@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
 
-from itemstore.errors import MalformedRequest
-from itemstore.web import problems
+from itemstore.errors import HeadTimeout, MalformedRequest
+from itemstore.web import browsers, problems
+from itemstore.web.door import HEAD_S, Door
 from itemstore.web.lane import Lane, Pending, length_of
 from itemstore.web.traffic import SERVER
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
+KEPT_MAX_BYTES: Final = 64 * 1024  # nor beyond this
 
 
 class Connection(web.RequestHandler):
@@ -28,20 +30,39 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_answered", "_kept", "_lane", "_pending", "_rest")
+    __slots__ = (
+        *("_answered", "_door", "_has_begun", "_is_new"),
+        *("_kept", "_lane", "_pending", "_rest"),
+    )
 
-    def __init__(self, manager: web.Server, *, lane: Lane | None, **options: Any) -> None:
+    def __init__(
+        self, manager: web.Server, *, lane: Lane | None, door: Door, **options: Any
+    ) -> None:
         super().__init__(manager, **options)
+        self._door = door
+        self._is_new = True  # nothing has arrived yet
+        self._has_begun = False  # some of a request's headers have, and not all
         self._lane = lane
         self._rest: int | None = 0 if lane is not None else None
         self._pending: Pending | None = None
         self._kept: list[bytes] = []
         self._answered: asyncio.Event | None = None
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        if self._door.enter(self, cast(asyncio.Transport, transport)):
+            super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._door.forget(self)
+        super().connection_lost(exc)
+
     def data_received(self, data: bytes) -> None:
         if self._pending is not None:
             self._keep(data)
             return
+        if self._is_new:
+            self._is_new = False
+            self._door.speaks(self)
         if not data:  # aiohttp wakes its own parser so
             super().data_received(data)
             return
@@ -53,6 +74,12 @@ class Connection(web.RequestHandler):
         if self._rest is not None:
             self._follow(data)
         super().data_received(data)
+        if self._is_idle():
+            self._has_begun = True
+            self._door.begins(self)
+        elif self._has_begun:
+            self._has_begun = False
+            self._door.has_begun(self)
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, and its client has read what it was sent."""
@@ -91,15 +118,42 @@ class Connection(web.RequestHandler):
         self._give(answer)
         if self._kept:
             kept, self._kept = self._kept, []
-            if len(kept) >= KEPT_MAX:
+            if _is_much(kept):
                 self.transport.resume_reading()
             for data in kept:
                 self.data_received(data)
 
     def _keep(self, data: bytes) -> None:
+        had_room = not _is_much(self._kept)
         self._kept.append(data)
-        if len(self._kept) == KEPT_MAX and self.transport is not None:
+        if had_room and _is_much(self._kept) and self.transport is not None:
             self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._door.is_full(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._door.takes(self)
+
+    # --- what the door does with a slow one
+
+    def leave(self) -> None:
+        """It said nothing at all: it need not be told anything either."""
+        self.force_close()
+
+    def leave_late(self) -> None:
+        """The headers of its request do not come: it is told so, and ended."""
+        if self.transport is not None:
+            error = HeadTimeout(f"The headers of the request did not arrive within {HEAD_S:g} s.")
+            self.transport.write(problems.bare(error))
+        self.force_close()
+
+    def leave_now(self) -> None:
+        """It does not take its answers: it is ended, whatever is still to be sent."""
+        if self.transport is not None:
+            self.transport.abort()
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Lets what is waited for be answered first."""
@@ -130,8 +184,13 @@ class Connection(web.RequestHandler):
             "",
         )
         response.headers["Server"] = SERVER
+        response.headers.update(browsers.HEADERS)
         response.force_close()
         return response
+
+
+def _is_much(kept: list[bytes]) -> bool:
+    return len(kept) >= KEPT_MAX or sum(map(len, kept)) >= KEPT_MAX_BYTES
 
 
 def _reason(message: str) -> str:

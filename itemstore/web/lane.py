@@ -33,6 +33,7 @@ from itemstore.options import Durability
 from itemstore.reader import UNKNOWN
 from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
+from itemstore.web.browsers import HEADERS, Browsers
 
 CHUNK_MAX_BYTES: Final = 64 * 1024
 HEAD_MAX_BYTES: Final = 2_048
@@ -52,8 +53,8 @@ _FRAMING: Final = frozenset(
 
 _STATUS: Final = {each.value: b"%d %b" % (each, each.phrase.encode()) for each in HTTPStatus}
 _IDENTITY: Final = b"HTTP/1.1 %b\r\n%bX-Request-Id: %b\r\nServer: " + traffic.SERVER.encode()
-_BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n\r\n"
-_RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b"
+_BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n%b\r\n"
+_RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n%b\r\n%b"
 _UNMODIFIED: Final = b'ETag: "%d"\r\nCache-Control: no-cache\r\n%b'
 _ITEM: Final = _UNMODIFIED + b"%bContent-Type: application/json\r\n"
 _PROBLEM: Final = (
@@ -69,6 +70,8 @@ class Head(NamedTuple):
     durability: str | None
     request_id: str | None
     railway_request_id: str | None
+    tail: bytes  #: the headers of its answer that browsers need
+    may_write: bool  #: as far as the page goes that it comes from
 
 
 class Asked(NamedTuple):
@@ -79,6 +82,7 @@ class Asked(NamedTuple):
     route: str
     started: float  #: by time.perf_counter()
     request_id: str
+    tail: bytes  #: of the answer's headers
 
 
 class Pending(NamedTuple):
@@ -92,8 +96,9 @@ class Pending(NamedTuple):
 class Lane:
     """Answers for one store."""
 
-    def __init__(self, store: ItemStore, served: traffic.Traffic) -> None:
+    def __init__(self, store: ItemStore, served: traffic.Traffic, browsers: Browsers) -> None:
         self._store = store
+        self._browsers = browsers
         self._traffic = served
         self._heads: dict[bytes, Head | None] = {}
         self._second, self._date = 0, b""
@@ -147,6 +152,7 @@ class Lane:
             "GET /items/{id}" if method == "GET" else "HEAD /items/{id}",
             started,
             traffic.request_id(head.request_id, head.railway_request_id),
+            head.tail,
         )
         entry = store.reader.known(item_id)
         if entry is UNKNOWN or store.monotonic() >= store.lease.reads_until:
@@ -170,7 +176,9 @@ class Lane:
         self, in_path: bytes | None, block: bytes, body: bytes, started: float
     ) -> bytes | Pending | None:
         head = self._head(block)
-        if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
+        if head is None or head.length != len(body) or not head.may_write:
+            return None
+        if in_path is not None and not _is_plain(in_path):
             return None
         store = self._store
         try:
@@ -187,7 +195,7 @@ class Lane:
         except ItemStoreError:
             return None  # nothing was changed, and the ordinary route says what is wrong
         request_id = traffic.request_id(head.request_id, head.railway_request_id)
-        asked = Asked(method, path, route, started, request_id)
+        asked = Asked(method, path, route, started, request_id, head.tail)
         if accepted is None:
             writing = asyncio.get_running_loop().create_task(store.write(operation, level))
             return Pending(asked, writing, partial(self._written, asked, level))
@@ -211,27 +219,50 @@ class Lane:
         return self._response(error.status, _PROBLEM % retry, asked, body)
 
     def _response(self, status: int, headers: bytes, asked: Asked, body: bytes | None) -> bytes:
-        self._traffic.note(*asked, status)
+        method, path, route, started, request_id, tail = asked
+        self._traffic.note(method, path, route, started, request_id, status)
         second = int(time.time())
         if second != self._second:
             self._second, self._date = second, formatdate(second, usegmt=True).encode()
-        request_id = asked.request_id.encode()
+        identity = (_STATUS[status], headers, request_id.encode())
         if body is None:
-            return _BODILESS % (_STATUS[status], headers, request_id, self._date)
-        sent = b"" if asked.method == "HEAD" else body
-        return _RESPONSE % (_STATUS[status], headers, request_id, len(body), self._date, sent)
+            return _BODILESS % (*identity, self._date, tail)
+        sent = b"" if method == "HEAD" else body
+        return _RESPONSE % (*identity, len(body), self._date, tail, sent)
 
     def _head(self, block: bytes) -> Head | None:
         """What a header block says, with the line ends around it; None: not for the lane."""
         try:
             return self._heads[block]
         except KeyError:
-            head = _parse(block)
+            head = self._parse(block)
             if len(block) <= HEAD_MAX_BYTES:
                 if len(self._heads) >= HEADS_MAX:
                     self._heads.clear()
                 self._heads[block] = head
             return head
+
+    def _parse(self, block: bytes) -> Head | None:
+        fields = _fields(block)
+        if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
+            return None
+        try:
+            when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
+            requests.check_media_type(fields.get("content-type"), requests.JSON)
+        except ItemStoreError:
+            return None
+        told = HEADERS | self._browsers.headers(fields.get("origin"))
+        return Head(
+            int(fields.get("content-length", "0")),
+            when,
+            fields.get("durability"),
+            fields.get("x-request-id"),
+            fields.get("x-railway-request-id"),
+            "".join(f"{name}: {value}\r\n" for name, value in told.items()).encode(),
+            self._browsers.may_write(
+                fields.get("origin"), fields.get("sec-fetch-site"), fields["host"]
+            ),
+        )
 
 
 def length_of(chunk: bytes) -> int | None:
@@ -242,24 +273,6 @@ def length_of(chunk: bytes) -> int | None:
         return None
     fields = _fields(chunk[line.end() : begin])
     return None if fields is None else begin + int(fields.get("content-length", "0"))
-
-
-def _parse(block: bytes) -> Head | None:
-    fields = _fields(block)
-    if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
-        return None
-    try:
-        when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
-        requests.check_media_type(fields.get("content-type"), requests.JSON)
-    except ItemStoreError:
-        return None
-    return Head(
-        int(fields.get("content-length", "0")),
-        when,
-        fields.get("durability"),
-        fields.get("x-request-id"),
-        fields.get("x-railway-request-id"),
-    )
 
 
 def _fields(block: bytes) -> dict[str, str] | None:

@@ -38,6 +38,7 @@ from itemstore.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+from itemstore.web.bodies import BODIES
 
 CALLER: Final = web.RequestKey("caller", Caller)
 
@@ -198,8 +199,9 @@ async def json_body(
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
-    body = bytearray()
+    body, bodies = bytearray(), request.app[BODIES]
     while chunk := await request.content.readany():
+        bodies.hold(request, len(body) + len(chunk))
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from itemstore import terminal
+from itemstore import descriptors, terminal
 from itemstore.database import database, default_data_dir
 from itemstore.deployment import journal_dir
 from itemstore.errors import StartupError
@@ -28,7 +28,10 @@ from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.web.app import make_app
+from itemstore.web.bodies import Bodies
+from itemstore.web.browsers import BROWSERS, Browsers
 from itemstore.web.connection import Connection
+from itemstore.web.door import DOOR, Door
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
 from itemstore.web.system import TRAFFIC
@@ -48,7 +51,8 @@ async def serve(settings: Settings) -> int:
 
     Raises StartupError.
     """
-    log, lines = server_logger(settings.log_level, settings.log_format)
+    hide = settings.redaction()
+    log, lines = server_logger(settings.log_level, settings.log_format, hide=hide)
     try:
         async with AsyncExitStack() as stack:
             sock = stack.enter_context(closing(listening_socket(settings.host, settings.port)))
@@ -58,7 +62,7 @@ async def serve(settings: Settings) -> int:
             options = settings.options(journal_dir(settings))
             store = ItemStore(_storage(dsn, settings), options, log=log)
             runner = web.AppRunner(
-                make_app(store),
+                _app(store, settings),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -92,6 +96,18 @@ def _storage(dsn: str, settings: Settings) -> Postgres:
         return Postgres(dsn, direct_dsn=settings.database_unpooled_url)
     except StorageError as error:
         raise StartupError(str(error)) from error
+
+
+def _app(store: ItemStore, settings: Settings) -> web.Application:
+    per_address, room = settings.connections_max_per_address, descriptors.room()
+    if settings.connections_max > room:
+        store.log.warning("connections_limited", wanted=settings.connections_max, max=room)
+    return make_app(
+        store,
+        door=Door(min(settings.connections_max, room), per_address),
+        browsers=Browsers(settings.cors_origins),
+        bodies=Bodies(settings.bodies_max_bytes),
+    )
 
 
 class _Stopping:
@@ -140,12 +156,14 @@ async def listen(
     manager = runner.server
     if manager is None:
         raise RuntimeError("the runner is not set up")
-    lane = Lane(runner.app[STORE], runner.app[TRAFFIC]) if fast_lane else None
+    app = runner.app
+    lane = Lane(app[STORE], app[TRAFFIC], app[BROWSERS]) if fast_lane else None
 
     def connection() -> Connection:
         return Connection(
             manager,
             lane=lane,
+            door=app[DOOR],
             loop=loop,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,
@@ -223,5 +241,6 @@ def main(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner:
             return runner.run(serve(settings))
     except StartupError as error:
-        sys.stderr.write(f"itemstore cannot start: {error.detail}\n")
+        hide = settings.redaction()
+        sys.stderr.write(f"itemstore cannot start: {hide(error.detail)}\n")
         return 1
