@@ -33,6 +33,8 @@ _HOPELESS: Final = (
     "no pg_hba.conf entry",
     "does not exist",
     "invalid connection option",
+    "invalid integer value",
+    "invalid port number",
 )
 
 #: The server is there, and says that it lets nobody in: it is starting, stopping or recovering.

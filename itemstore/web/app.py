@@ -15,6 +15,7 @@ from itemstore.store import ItemStore
 from itemstore.web import bulk, items, problems, quarantine, requests, streams, system, traffic
 from itemstore.web.bodies import BODIES, Bodies
 from itemstore.web.browsers import BROWSERS, Browsers, methods_of
+from itemstore.web.connection import Connection
 from itemstore.web.door import DOOR, Door
 from itemstore.web.traffic import Kind
 
@@ -79,7 +80,7 @@ def make_app(
     app[DOOR] = door or Door()
     app[BROWSERS] = browsers or Browsers()
     app[BODIES] = bodies or Bodies()
-    app.on_response_prepare.append(app[BROWSERS].finish)
+    app.on_response_prepare.append(_prepare)
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
         for method in ("GET", "HEAD") if route.method == "GET" else (route.method,):
@@ -92,6 +93,14 @@ def route_of(request: web.Request) -> Route | None:
     resource = request.match_info.route.resource
     method = "GET" if request.method == hdrs.METH_HEAD else request.method
     return _ROUTES.get((method, resource.canonical)) if resource else None
+
+
+async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer goes through, also one that is streamed."""
+    request.app[BROWSERS].finish(request, response)
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, bytes) and isinstance(request.protocol, Connection):
+        request.protocol.answer_bytes = len(body)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

@@ -103,7 +103,7 @@ class Browsers:
             }
         return web.Response(status=204, headers=headers)
 
-    async def finish(self, request: web.Request, response: web.StreamResponse) -> None:
+    def finish(self, request: web.Request, response: web.StreamResponse) -> None:
         """Gives an answer the headers that none is without; the lane's have the same."""
         response.headers.setdefault(hdrs.CACHE_CONTROL, "no-store")
         response.headers.update(HEADERS)

@@ -7,11 +7,13 @@ import re
 from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
 from itemstore.errors import HeadTimeout, MalformedRequest
 from itemstore.web import browsers, problems
 from itemstore.web.door import HEAD_S, Door
 from itemstore.web.lane import Lane, Pending, length_of
+from itemstore.web.streams import reset
 from itemstore.web.traffic import SERVER
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
@@ -31,7 +33,7 @@ class Connection(web.RequestHandler):
     """
 
     __slots__ = (
-        *("_answered", "_door", "_has_begun", "_is_new"),
+        *("_answered", "_door", "_has_begun", "_is_new", "answer_bytes"),
         *("_kept", "_lane", "_pending", "_rest"),
     )
 
@@ -41,6 +43,7 @@ class Connection(web.RequestHandler):
         super().__init__(manager, **options)
         self._door = door
         self._is_new = True  # nothing has arrived yet
+        self.answer_bytes = 0
         self._has_begun = False  # some of a request's headers have, and not all
         self._lane = lane
         self._rest: int | None = 0 if lane is not None else None
@@ -71,6 +74,8 @@ class Connection(web.RequestHandler):
             if answer is not None:
                 self._give(answer)
                 return
+        if self._is_broken():
+            return
         if self._rest is not None:
             self._follow(data)
         super().data_received(data)
@@ -80,6 +85,10 @@ class Connection(web.RequestHandler):
         elif self._has_begun:
             self._has_begun = False
             self._door.has_begun(self)
+
+    def _is_broken(self) -> bool:
+        """Whether what came last is not HTTP: what follows is nothing, and need not be kept."""
+        return bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, and its client has read what it was sent."""
@@ -101,6 +110,7 @@ class Connection(web.RequestHandler):
         self._next_keepalive_close_time = loop.time() + self._keepalive_timeout
         if isinstance(answer, bytes):
             if self.transport is not None:
+                self.answer_bytes = len(answer)
                 self.transport.write(answer)
             return
         self._pending = answer
@@ -153,7 +163,7 @@ class Connection(web.RequestHandler):
     def leave_now(self) -> None:
         """It does not take its answers: it is ended, whatever is still to be sent."""
         if self.transport is not None:
-            self.transport.abort()
+            reset(self.transport)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Lets what is waited for be answered first."""

@@ -22,7 +22,9 @@ FIRST_BYTE_S: Final = 15.0  # from the beginning; browsers open connections ahea
 HEAD_S: Final = 10.0  # from the first byte of a request to the end of its headers
 ANSWER_S: Final = 60.0  # in which a client takes ANSWER_PIECE_BYTES of what is written to it
 ANSWER_PIECE_BYTES: Final = 64 * 1024
-ANSWERS_MAX_BYTES: Final = 64 * 1024 * 1024  # written and not taken, by all clients together
+#: Written and not taken whole, for all clients together. An answer takes two to four times its
+#: bytes until the last of them is taken.
+ANSWERS_MAX_BYTES: Final = 32 * 1024 * 1024
 LOOK_S: Final = 0.5  # between two looks at the lines
 
 SILENT_S: Final = 1.0  # without a first byte; such a connection may have to make room for another
@@ -34,6 +36,7 @@ class Guest(Protocol):
     """A connection, as the door sees it."""
 
     transport: asyncio.Transport | None
+    answer_bytes: int  #: of what is written to it, whole
 
     def leave(self) -> None:
         """It said nothing at all: it need not be told anything either."""
@@ -78,10 +81,13 @@ class Door:
         self._silent = _Line(FIRST_BYTE_S)
         self._begun = _Line(HEAD_S)
         self._full = _Line(ANSWER_S)
-        self._untaken: Counter[Guest] = Counter()  # bytes, when last looked at
+        self._held: Counter[Guest] = Counter()  # bytes of their answers
+        self._untaken: dict[Guest, int] = {}  # of these, when last looked at
         self._timer: asyncio.TimerHandle | None = None
 
-    def __len__(self) -> int:
+    @property
+    def connections(self) -> int:
+        """How many there are."""
         return len(self._inside)
 
     def enter(self, guest: Guest, transport: asyncio.Transport) -> bool:
@@ -117,6 +123,7 @@ class Door:
                 del self._addresses[address]
             for line in (self._silent, self._begun, self._full):
                 line.since.pop(guest, None)
+            self._held.pop(guest, None)
             self._untaken.pop(guest, None)
 
     def speaks(self, guest: Guest) -> None:
@@ -132,15 +139,24 @@ class Door:
         self._begun.since.pop(guest, None)
 
     def is_full(self, guest: Guest) -> None:
-        """More is written to it than it takes. Those who take too little longest are cut first."""
+        """More is written to it than it takes at once.
+
+        If that is too much with what the others take, one of those is cut that have taken nothing
+        for longest.
+        """
         self._untaken[guest] = _untaken(guest)
+        self._held[guest] = guest.answer_bytes
         self._join(self._full, guest)
-        while self._untaken.total() > ANSWERS_MAX_BYTES:
-            self._cut(next(iter(self._full.since)))
+        while self._held.total() > ANSWERS_MAX_BYTES:
+            self._cut(min(self._full.since, key=self._taken))
+
+    def _taken(self, guest: Guest) -> int:
+        return self._untaken[guest] - _untaken(guest)
 
     def takes(self, guest: Guest) -> None:
         """It has taken most of it."""
         self._full.since.pop(guest, None)
+        self._held.pop(guest, None)
         self._untaken.pop(guest, None)
 
     def _join(self, line: _Line, guest: Guest) -> None:
@@ -159,7 +175,7 @@ class Door:
             self._show_out(guest)
             guest.leave_late()
         for guest in self._full.overdue(now):
-            if self._untaken[guest] - _untaken(guest) < ANSWER_PIECE_BYTES:
+            if self._taken(guest) < ANSWER_PIECE_BYTES:
                 self._cut(guest)
             else:
                 self.is_full(guest)

@@ -33,6 +33,7 @@ from itemstore.store import ItemStore
 from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.app import make_app
+from itemstore.web.door import DOOR, Door
 from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.system import TRAFFIC
 from itemstore.web.traffic import Traffic
@@ -223,6 +224,12 @@ class Raw:
             body = await self._reader.readexactly(size)
         return Answer(method, int(status), CIMultiDictProxy(headers), body)
 
+    def stop_reading(self) -> None:
+        """Takes nothing more of what comes."""
+        transport = self._writer.transport
+        assert isinstance(transport.get_protocol(), asyncio.StreamReaderProtocol)
+        transport.pause_reading()  # type: ignore[attr-defined]
+
     async def ask(self, data: bytes, method: str = "GET") -> Answer:
         await self.send(data)
         return await self.answer(method)
@@ -281,6 +288,7 @@ class Service:
     api: Api
     traffic: Traffic
     streams: Streams
+    door: Door
     writer: LineWriter
     _log: io.StringIO
     _connections: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -328,16 +336,22 @@ async def service_over(
     *,
     start: bool = True,
     stream: io.StringIO | None = None,
+    **parts: Any,
 ) -> AsyncIterator[Service]:
-    """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
+    """A served store; ``parts`` are those of ``make_app``.
+
+    Whatever was asked of it, it must not have made a mistake of its own.
+    """
     stream = stream or io.StringIO()
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
-    app = make_app(store)
+    app = make_app(store, **parts)
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
-            service = Service(store, port, api, app[TRAFFIC], app[STREAMS], writer, stream)
+            service = Service(
+                store, port, api, app[TRAFFIC], app[STREAMS], app[DOOR], writer, stream
+            )
             async with service._connections:
                 if start:
                     await store.start(30.0)
