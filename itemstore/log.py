@@ -11,7 +11,6 @@ import logging
 import queue
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any, Final, TextIO
 
 import orjson
@@ -90,11 +89,12 @@ def server_logger(
     form: str,
     stream: TextIO | None = None,
     *,
-    hide: Callable[[str], str] = Redaction(),  # noqa: B008 - it never changes
+    hide: Redaction | None = None,
 ) -> tuple[FilteringBoundLogger, LineWriter]:
     """A logger, and the writer to close at the end. ``form`` is json, console or auto; ``hide``
-    takes the secrets out of a line.
+    takes the secrets out of what is logged.
     """
+    hide = hide or Redaction()
     stream = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LineWriter(stream, is_console=is_console)
@@ -112,8 +112,8 @@ def server_logger(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
+            lambda _, __, event: hide.within(event),
             *render,
-            lambda _, __, line: hide(str(line)),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
         cache_logger_on_first_use=True,

@@ -7,10 +7,9 @@ exception may quote anything.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
-from typing import Final
+from typing import Any, Final
 from urllib.parse import quote, unquote
 
 HIDDEN: Final = "(hidden)"
@@ -40,13 +39,27 @@ class Redaction:
             text = form.sub(rf"\1{HIDDEN}", text)
         return text
 
+    def within(self, value: Any) -> Any:
+        """The same of all texts in it, and of what else would be shown as text."""
+        match value:
+            case str():
+                return self(value)
+            case dict():
+                return {name: self.within(each) for name, each in value.items()}
+            case list() | tuple() | set() | frozenset():
+                return [self.within(each) for each in value]
+            case None | bool() | int() | float():
+                return value
+            case _:
+                return self(repr(value))
+
 
 def _forms_of(value: str) -> set[str]:
-    """As it may be quoted: as it stands, of a URL the password, percent-encoded or not, in JSON."""
+    """As it may be quoted: as it stands, of a URL the password, percent-encoded or not."""
     secrets = {value}
     for password in re.findall(r"://[^/\s:@]*:([^\s]*)@", value):
         secrets.add(password)
     for password in re.findall(r"\bpassword\s*=\s*('(?:\\.|[^'\\])*'|[^\s&]+)", value, re.I):
         secrets.add(password.strip("'"))
-    secrets |= {unquote(each) for each in secrets} | {quote(each, safe="") for each in secrets}
-    return secrets | {json.dumps(each)[1:-1] for each in secrets}
+    secrets |= {unquote(each) for each in secrets}
+    return secrets | {quote(each, safe="") for each in secrets}

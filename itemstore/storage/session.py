@@ -33,8 +33,6 @@ _HOPELESS: Final = (
     "no pg_hba.conf entry",
     "does not exist",
     "invalid connection option",
-    "invalid integer value",
-    "invalid port number",
 )
 
 #: The server is there, and says that it lets nobody in: it is starting, stopping or recovering.
@@ -114,7 +112,9 @@ def conninfo(dsn: str, name: str) -> str:
     """
     try:
         given = conninfo_to_dict(dsn)
-    except (psycopg.ProgrammingError, UnicodeError):  # libpq quotes it, password and all
+        for port in str(given.get("port") or "").split(","):  # libpq itself finds out too late
+            int(port or 0)
+    except (psycopg.ProgrammingError, ValueError):  # libpq quotes it, password and all
         raise StorageBroken(
             "DATABASE_URL is not a connection string: give "
             "postgresql://user:password@host:port/database, what is special in the password "
