@@ -190,12 +190,6 @@ class Door:
         self.forget(guest)
         self.cut += 1
 
-    def close(self) -> None:
-        """Nobody is looked at any more."""
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
 
 class _Leaving(asyncio.Protocol):
     """One for whom there was no room: it is told so, if there are not too many to be told."""
