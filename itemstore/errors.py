@@ -4,12 +4,12 @@
     ├── InvalidInput             the caller sent something that cannot be stored or understood
     │   ├── MalformedRequest, MalformedJSON, InvalidId, InvalidCursor, InvalidParameter,
     │   │   InvalidETag, InvalidDurability, InvalidIdempotencyKey                  400
-    │   ├── BodyTimeout                                                            408
+    │   ├── HeadTimeout, BodyTimeout                                               408
     │   ├── BodyTooLarge                                                           413
     │   ├── UnsupportedMediaType                                                   415
     │   └── InvalidItem, InvalidData, IdempotencyKeyReused                         422
     ├── Unauthenticated                                                            401
-    ├── Forbidden                                                                  403
+    ├── Forbidden, OriginNotAllowed                                                403
     ├── RouteNotFound, ItemNotFound, KeyNotFound                                   404
     ├── MethodNotAllowed                                                           405
     ├── QuotaExceeded                                                              403
@@ -19,7 +19,7 @@
     ├── RateLimited                                                                429
     ├── ItemQuarantined, InternalError                                             500
     ├── Unavailable              try again later; nothing was lost
-    │   └── Overloaded, DatabaseUnavailable, CommitUnconfirmed,
+    │   └── Overloaded, TooManyConnections, DatabaseUnavailable, CommitUnconfirmed,
     │       DurabilityUnavailable, IssuerUnavailable, Starting, Stopping           503
     ├── StartupError             the process cannot start; never an HTTP answer
     └── MovingError              an import or export cannot go on; never an HTTP answer
@@ -109,6 +109,13 @@ class InvalidIdempotencyKey(InvalidInput):
     code = "invalid_idempotency_key"
 
 
+class HeadTimeout(InvalidInput):
+    """The headers did not arrive in time."""
+
+    status = 408
+    code = "head_timeout"
+
+
 class BodyTimeout(InvalidInput):
     """The body did not arrive in time."""
 
@@ -172,6 +179,13 @@ class Forbidden(ItemStoreError):
     status = 403
     code = "forbidden"
     challenge = 'Bearer realm="itemstore", error="insufficient_scope"'
+
+
+class OriginNotAllowed(ItemStoreError):
+    """Pages of this origin may not write here."""
+
+    status = 403
+    code = "origin_not_allowed"
 
 
 class RouteNotFound(ItemStoreError):
@@ -275,6 +289,12 @@ class Overloaded(Unavailable):
     """The write queue is full."""
 
     code = "overloaded"
+
+
+class TooManyConnections(Unavailable):
+    """There are as many connections as there may be."""
+
+    code = "too_many_connections"
 
 
 class DatabaseUnavailable(Unavailable):

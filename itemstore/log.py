@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import queue
-import re
 import sys
 import threading
 from collections.abc import MutableMapping
@@ -19,6 +18,8 @@ import orjson
 import structlog
 from structlog.typing import FilteringBoundLogger
 
+from itemstore.redaction import Redaction
+
 LINES_MAX: Final = 10_000  # waiting to be written; at about 300 bytes each, 3 MB
 
 _DROPPED: Final = '{"message":"log_lines_dropped","level":"warning","lines":%d}\n'
@@ -26,37 +27,16 @@ _DROPPED: Final = '{"message":"log_lines_dropped","level":"warning","lines":%d}\
 LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40, "critical": 50}
 
 
-#: Fields whose values are not to be read by others, by a part of their names.
-_SECRET_FIELD: Final = re.compile(
-    r"authorization|cookie|credential|dsn|passw|secret|token|api_?key", re.IGNORECASE
-)
-#: Secrets inside other texts: API keys, what stands after Bearer, tokens, passwords in addresses.
-_SECRET: Final = re.compile(
-    r"itemkey_[0-9A-Za-z_]+"
-    r"|(?<=bearer )[^\s\"',]+"
-    r"|eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*"
-    r"|(?<=://)[^\s/@:]*:[^\s/@]+(?=@)"
-    r"|(?<=password=)('[^']*'|[^\s&]+)",
-    re.IGNORECASE,
-)
-HIDDEN: Final = "(hidden)"
+#: What the host's own handlers make text of.
+_OF_HANDLERS: Final = frozenset({"exc_info", "stack_info"})
+
+_hide: Final = Redaction()
 
 
 def redact(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Takes secrets out of an event: a processor of structlog."""
-    return {name: _redacted(name, value) for name, value in event.items()}
-
-
-def _redacted(name: str, value: Any) -> Any:
-    if _SECRET_FIELD.search(name):
-        return HIDDEN
-    if isinstance(value, str):
-        return _SECRET.sub(HIDDEN, value)
-    if isinstance(value, list | tuple):
-        return [_redacted(name, each) for each in value]
-    if isinstance(value, dict):
-        return {each: _redacted(str(each), inner) for each, inner in value.items()}
-    return value
+    kept = {name: event[name] for name in _OF_HANDLERS & event.keys()}
+    return {**_hide.within({**event}), **kept}
 
 
 def library_logger() -> FilteringBoundLogger:
@@ -122,9 +102,16 @@ class LineWriter:
 
 
 def server_logger(
-    level: str, form: str, stream: TextIO | None = None
+    level: str,
+    form: str,
+    stream: TextIO | None = None,
+    *,
+    hide: Redaction | None = None,
 ) -> tuple[FilteringBoundLogger, LineWriter]:
-    """A logger, and the writer to close at the end. ``form`` is json, console or auto."""
+    """A logger, and the writer to close at the end. ``form`` is json, console or auto; ``hide``
+    takes the secrets out of what is logged.
+    """
+    hide = hide or Redaction()
     stream = stream or sys.stdout
     is_console = form == "console" or (form == "auto" and stream.isatty())
     writer = LineWriter(stream, is_console=is_console)
@@ -142,7 +129,7 @@ def server_logger(
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
             structlog.processors.format_exc_info,
-            redact,
+            lambda _, __, event: hide.within(event),
             *render,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),

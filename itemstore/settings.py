@@ -19,6 +19,7 @@ from itemstore.core.rate import Rate
 from itemstore.errors import StartupError
 from itemstore.memory import CACHE_BYTES_MIN
 from itemstore.options import MIB, Durability, Options, Preload
+from itemstore.redaction import Redaction
 
 _DEFAULTS: Final = Options()
 _UNITS_S: Final = {"": 1.0, "ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -27,6 +28,8 @@ _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
 SECRET: Final = frozenset(
     {"DATABASE_URL", "DATABASE_UNPOOLED_URL", "API_KEY", "JWT_SECRET", "REDIS_URL"}
 )
+#: Of an origin, as browsers write it (RFC 6454, section 6.2).
+_ORIGIN: Final = re.compile(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]{1,5})?")
 
 
 def seconds(value: Any) -> float:
@@ -35,6 +38,15 @@ def seconds(value: Any) -> float:
     if match is None:
         raise ValueError("not a time")
     return float(match[1]) * _UNITS_S[match[2]]
+
+
+def _origins(value: Any) -> Any:
+    if value is None:
+        return None
+    origins = [each.strip().lower() for each in str(value).split(",")]
+    if origins != ["*"] and not all(_ORIGIN.fullmatch(each) for each in origins):
+        raise ValueError("not a list of origins")
+    return ",".join(origins)
 
 
 def _lower(value: Any) -> Any:
@@ -76,11 +88,13 @@ class Settings(BaseSettings):
         None,
         "The PostgreSQL database. Unset: an embedded server in DATA_DIR.",
         "postgresql://user:password@host:port/database, or postgres://…",
+        repr=False,
     )
     database_unpooled_url: str | None = _setting(
         None,
         "The same database around a pooler such as PgBouncer, for writing and the preload.",
         "as DATABASE_URL",
+        repr=False,
     )
     host: str | None = _setting(
         None,
@@ -254,6 +268,31 @@ class Settings(BaseSettings):
         "a time, such as 25s",
         gt=0,
     )
+    connections_max: int = _setting(
+        2_048,
+        "Connections of callers at a time; beyond it they get 503.",
+        "a number from 1",
+        ge=1,
+    )
+    connections_max_per_address: int | None = _setting(
+        None,
+        "The same of one IPv4 address, or one IPv6 network of 64 bits. Unset: no limit, because "
+        "behind a proxy all callers have the proxy's address.",
+        "a number from 1",
+        ge=1,
+    )
+    bodies_max_bytes: ByteSize = _setting(
+        ByteSize(64 * MIB),
+        "What the bodies of requests under way may take together; beyond it those of more than 64 "
+        "KiB get 503.",
+        "a size from 8MiB, such as 64MiB",
+        ge=8 * MIB,
+    )
+    cors_origins: Annotated[str | None, BeforeValidator(_origins)] = _setting(
+        None,
+        "The origins of pages that may use the store from a browser. Unset: none but its own.",
+        "such as https://app.example.org,http://localhost:3000, or * for all",
+    )
     log_level: Annotated[
         Literal["debug", "info", "warning", "error", "critical"], BeforeValidator(_lower)
     ] = _setting(
@@ -317,6 +356,11 @@ class Settings(BaseSettings):
     railway_volume_mount_path: Path | None = Field(default=None, exclude=True)
     railway_deployment_draining_seconds: str | None = Field(default=None, exclude=True)
     railway_environment_name: str | None = Field(default=None, exclude=True)
+
+    def redaction(self) -> Redaction:
+        """What takes these settings' secrets out of a text."""
+        given = (getattr(self, name.lower()) for name in SECRET)
+        return Redaction(str(each) for each in given if each is not None)
 
     @property
     def embedded_dir(self) -> Path | None:

@@ -10,7 +10,8 @@ import orjson
 import pytest
 
 from itemstore.core.apikey import compose
-from itemstore.log import HIDDEN, library_logger, redact, server_logger
+from itemstore.log import library_logger, redact, server_logger
+from itemstore.redaction import HIDDEN
 
 _, KEY = compose(b"12345678", bytes(range(32)))
 TOKEN: Final = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiJhZGEifQ.c2lnbmF0dXJlLXNpZ25hdHVyZQ"

@@ -42,7 +42,8 @@ LAYERS = (
     ("access", "deployment"),
     ("database", "settings"),
     ("deadlines", "forms"),
-    ("accepted", "log", "memory", "options", "process", "tasks"),
+    ("accepted", "descriptors", "log", "memory", "options", "process", "tasks"),
+    ("redaction",),
     ("storage",),  # talks to PostgreSQL
     ("core",),  # decides
     ("errors",),

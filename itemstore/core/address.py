@@ -11,6 +11,7 @@ from typing import Final
 
 RAILWAY: Final = "railway"
 HOPS_MAX: Final = 10
+LOCAL: Final = "local"  # a socket without addresses
 _IPV6_NETWORK_BITS: Final = 64  # what one customer is given, at the least: RFC 6177, section 2
 
 #: Trusts nobody; X-Real-IP, which Railway's edge overwrites; or so many proxies, each of which
@@ -41,6 +42,12 @@ def network(address: str) -> str | None:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(parsed), _IPV6_NETWORK_BITS), strict=False))
+
+
+def of_peer(peername: object) -> str:
+    """The network of a socket's peer; of a socket without addresses, one for all."""
+    known = peername[0] if isinstance(peername, tuple | list) and peername else None
+    return (network(known) if isinstance(known, str) else None) or LOCAL
 
 
 def told(trusted: Trust, real_ip: str | None, forwarded_for: str | None) -> str | None:

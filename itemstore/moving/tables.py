@@ -56,6 +56,10 @@ def database_name(dsn: str) -> str:
     """Host, port and database of a DSN, without user and password."""
     try:
         given = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        raise MovingError(f"This is no address of a PostgreSQL database: {error}") from error
+    except (psycopg.ProgrammingError, UnicodeError):  # libpq quotes it, password and all
+        raise MovingError(
+            "This is no address of a PostgreSQL database: give "
+            "postgresql://user:password@host:port/database, what is special in the password "
+            "percent-encoded."
+        ) from None
     return " ".join(f"{name}={given[name]}" for name in ("host", "port", "dbname") if name in given)

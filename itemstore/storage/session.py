@@ -112,8 +112,14 @@ def conninfo(dsn: str, name: str) -> str:
     """
     try:
         given = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError as error:
-        raise StorageBroken(f"DATABASE_URL is not a connection string: {error}".strip()) from None
+        for port in str(given.get("port") or "").split(","):  # libpq itself finds out too late
+            int(port or 0)
+    except (psycopg.ProgrammingError, ValueError):  # libpq quotes it, password and all
+        raise StorageBroken(
+            "DATABASE_URL is not a connection string: give "
+            "postgresql://user:password@host:port/database, what is special in the password "
+            "percent-encoded."
+        ) from None
     defaults: dict[str, Any] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
         "keepalives_idle": 10,

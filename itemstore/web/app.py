@@ -38,6 +38,9 @@ from itemstore.web import (
     system,
     traffic,
 )
+from itemstore.web.bodies import BODIES, Bodies
+from itemstore.web.browsers import BROWSERS, Browsers, methods_of
+from itemstore.web.door import DOOR, Door
 from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.traffic import Kind
 
@@ -104,10 +107,13 @@ DOCS: Final = web.AppKey("docs", bool)
 
 def make_app(
     store: ItemStore,
+    *,
     guard: access.Guard | None = None,
     limited: Limits | None = None,
     around: Surroundings | None = None,
-    *,
+    door: Door | None = None,
+    browsers: Browsers | None = None,
+    bodies: Bodies | None = None,
     docs: bool = True,
 ) -> web.Application:
     """The application over a store, which may still be starting, and what it stands on.
@@ -130,6 +136,10 @@ def make_app(
         app.on_startup.append(limited.shared.start)
         app.on_cleanup.append(limited.shared.close)
     app[streams.STREAMS] = streams.Streams()
+    app[DOOR] = door or Door()
+    app[BROWSERS] = browsers or Browsers()
+    app[BODIES] = bodies or Bodies()
+    app.on_response_prepare.append(_prepare)
     app.on_shutdown.append(app[streams.STREAMS].stop)
     for route in ROUTES:
         if route.handler is contract.answer and not docs:
@@ -168,6 +178,14 @@ async def _admit(request: web.Request) -> None:
         raise Forbidden("Nobody may call this.")
 
 
+async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
+    """What every answer goes through, also one that is streamed."""
+    request.app[BROWSERS].finish(request, response)
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, bytes):
+        request.app[DOOR].answers(request.protocol, len(body))
+
+
 async def _expect(request: web.Request) -> web.StreamResponse | None:
     """Invites a body (100 Continue) only if it will be read."""
     if request.version < HttpVersion11:  # to be ignored there: RFC 9110, section 10.1.1
@@ -202,11 +220,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     started = time.perf_counter()
     request_id = request[requests.REQUEST_ID] = _id_of(request)
     try:
-        await _admit(request)
-        limited = request.app[LIMITS]
-        if limited.are_set and (route := route_of(request)) is not None:
-            await limited.check(request, route.kind, request[requests.CALLER])
-        response = await handler(request)
+        response = await _answer(request, handler)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
         if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
@@ -218,11 +232,13 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
             problems.from_http(error, request.method, request.path), request_id
         )
         _show_the_way(request, response)
-        if hdrs.ALLOW in error.headers:
-            response.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers[hdrs.ALLOW] = ", ".join(methods_of(request))
     except Exception:
         failure = problems.internal(request.app[LOG], request_id, request.path)
         response = problems.response(failure, request_id)
+    finally:
+        request.app[BODIES].release(request)
     return _finish(request, response, started, request_id)
 
 
@@ -230,6 +246,18 @@ def _show_the_way(request: web.Request, response: web.StreamResponse) -> None:
     """Whoever asks for what there is not is told where it stands what there is."""
     if request.app[DOCS]:
         response.headers[hdrs.LINK] = contract.LINK
+
+
+async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    browsers = request.app[BROWSERS]
+    if request.method == hdrs.METH_OPTIONS:  # before all else: a preflight carries no credentials
+        return browsers.options(request)
+    browsers.check(request)
+    await _admit(request)
+    limited = request.app[LIMITS]
+    if limited.are_set and (route := route_of(request)) is not None:
+        await limited.check(request, route.kind, request[requests.CALLER])
+    return await handler(request)
 
 
 def _finish(

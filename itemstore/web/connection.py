@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
-from itemstore.errors import MalformedRequest
-from itemstore.web import problems
+from itemstore.core import address
+from itemstore.errors import HeadTimeout, MalformedRequest
+from itemstore.web import browsers, problems
+from itemstore.web.door import HEAD_S, Door
 from itemstore.web.lane import Lane, Pending, length_of
-from itemstore.web.limits import peer_network
+from itemstore.web.streams import reset
 from itemstore.web.traffic import SERVER, Traffic
 
 KEPT_MAX: Final = 8  # chunks; beyond that nothing more is read
+KEPT_MAX_BYTES: Final = 64 * 1024  # nor beyond this
 
 
 class Connection(web.RequestHandler):
@@ -29,12 +33,25 @@ class Connection(web.RequestHandler):
     9.3.2).
     """
 
-    __slots__ = ("_answered", "_kept", "_lane", "_peer", "_pending", "_rest", "_traffic")
+    __slots__ = (
+        *("_answered", "_door", "_has_begun", "_is_new", "answer_bytes"),
+        *("_kept", "_lane", "_peer", "_pending", "_rest", "_traffic"),
+    )
 
     def __init__(
-        self, manager: web.Server, *, lane: Lane | None, traffic: Traffic, **options: Any
+        self,
+        manager: web.Server,
+        *,
+        lane: Lane | None,
+        door: Door,
+        traffic: Traffic,
+        **options: Any,
     ) -> None:
         super().__init__(manager, **options)
+        self._door = door
+        self._is_new = True  # nothing has arrived yet
+        self.answer_bytes = 0
+        self._has_begun = False  # some of a request's headers have, and not all
         self._lane = lane
         self._traffic = traffic
         self._peer = ""
@@ -44,18 +61,21 @@ class Connection(web.RequestHandler):
         self._answered: asyncio.Event | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._traffic.connections += 1
-        super().connection_made(transport)
-        self._peer = peer_network(transport.get_extra_info("peername"))
+        self._peer = address.of_peer(transport.get_extra_info("peername"))
+        if self._door.enter(self, cast(asyncio.Transport, transport)):
+            super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._traffic.connections -= 1
+        self._door.forget(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         if self._pending is not None:
             self._keep(data)
             return
+        if self._is_new:
+            self._is_new = False
+            self._door.speaks(self)
         if not data:  # aiohttp wakes its own parser so
             super().data_received(data)
             return
@@ -64,9 +84,21 @@ class Connection(web.RequestHandler):
             if answer is not None:
                 self._give(answer)
                 return
+        if self._is_broken():
+            return
         if self._rest is not None:
             self._follow(data)
         super().data_received(data)
+        if self._is_idle():
+            self._has_begun = True
+            self._door.begins(self)
+        elif self._has_begun:
+            self._has_begun = False
+            self._door.has_begun(self)
+
+    def _is_broken(self) -> bool:
+        """Whether what came last is not HTTP: what follows is nothing, and need not be kept."""
+        return bool(self._messages) and isinstance(self._messages[-1][0], _ErrInfo)
 
     def _is_idle(self) -> bool:
         """Whether aiohttp waits for a request, and its client has read what it was sent."""
@@ -88,6 +120,7 @@ class Connection(web.RequestHandler):
         self._next_keepalive_close_time = loop.time() + self._keepalive_timeout
         if isinstance(answer, bytes):
             if self.transport is not None:
+                self.answer_bytes = len(answer)
                 self.transport.write(answer)
             return
         self._pending = answer
@@ -105,15 +138,42 @@ class Connection(web.RequestHandler):
         self._give(answer)
         if self._kept:
             kept, self._kept = self._kept, []
-            if len(kept) >= KEPT_MAX:
+            if _is_much(kept):
                 self.transport.resume_reading()
             for data in kept:
                 self.data_received(data)
 
     def _keep(self, data: bytes) -> None:
+        had_room = not _is_much(self._kept)
         self._kept.append(data)
-        if len(self._kept) == KEPT_MAX and self.transport is not None:
+        if had_room and _is_much(self._kept) and self.transport is not None:
             self.transport.pause_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._door.is_full(self)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._door.takes(self)
+
+    # --- what the door does with a slow one
+
+    def leave(self) -> None:
+        """It said nothing at all: it need not be told anything either."""
+        self.force_close()
+
+    def leave_late(self) -> None:
+        """The headers of its request do not come: it is told so, and ended."""
+        if self.transport is not None:
+            error = HeadTimeout(f"The headers of the request did not arrive within {HEAD_S:g} s.")
+            self.transport.write(problems.bare(error))
+        self.force_close()
+
+    def leave_now(self) -> None:
+        """It does not take its answers: it is ended, whatever is still to be sent."""
+        if self.transport is not None:
+            reset(self.transport)
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Lets what is waited for be answered first."""
@@ -143,8 +203,13 @@ class Connection(web.RequestHandler):
         self._traffic.malformed(reason, error.code)
         response = problems.response(error, "")
         response.headers["Server"] = SERVER
+        response.headers.update(browsers.HEADERS)
         response.force_close()
         return response
+
+
+def _is_much(kept: list[bytes]) -> bool:
+    return len(kept) >= KEPT_MAX or sum(map(len, kept)) >= KEPT_MAX_BYTES
 
 
 def _reason(message: str) -> str:

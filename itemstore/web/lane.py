@@ -24,7 +24,6 @@ from urllib.parse import quote
 
 import orjson
 
-from itemstore.core import address
 from itemstore.core.caller import Caller
 from itemstore.core.condition import Condition
 from itemstore.core.confinement import permitted
@@ -39,6 +38,7 @@ from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
 from itemstore.web.access import Guard
 from itemstore.web.app import ROLE_OF
+from itemstore.web.browsers import HEADERS, Browsers
 from itemstore.web.limits import LEFT, POLICY, Limits, refusal
 from itemstore.web.traffic import Kind
 
@@ -60,8 +60,8 @@ _FRAMING: Final = frozenset(
 
 _STATUS: Final = {each.value: b"%d %b" % (each, each.phrase.encode()) for each in HTTPStatus}
 _IDENTITY: Final = b"HTTP/1.1 %b\r\n%b%bX-Request-Id: %b\r\nServer: " + traffic.SERVER.encode()
-_BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n\r\n"
-_RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n\r\n%b"
+_BODILESS: Final = _IDENTITY + b"\r\nDate: %b\r\n%b\r\n"
+_RESPONSE: Final = _IDENTITY + b"\r\nContent-Length: %d\r\nDate: %b\r\n%b\r\n%b"
 _UNMODIFIED: Final = b'ETag: "%d"\r\nCache-Control: no-cache\r\n%b'
 _ITEM: Final = _UNMODIFIED + b"%bContent-Type: application/json\r\n"
 _LIMIT: Final = f"{POLICY}: %s\r\n{LEFT}: %s\r\n"
@@ -86,6 +86,8 @@ class Head(NamedTuple):
     railway_request_id: str | None
     authorization: str | None
     network: str | None  #: that a trusted proxy names
+    tail: bytes  #: the headers of its answer that browsers need
+    may_write: bool  #: as far as the page goes that it comes from
 
 
 class Asked(NamedTuple):
@@ -97,6 +99,7 @@ class Asked(NamedTuple):
     started: float  #: by time.perf_counter()
     request_id: str
     limit: bytes  #: headers that tell of the rate limit
+    tail: bytes  #: of the answer's headers
 
 
 class Pending(NamedTuple):
@@ -114,10 +117,13 @@ class Lane:
         self,
         store: ItemStore,
         served: traffic.Traffic,
+        *,
         guard: Guard | None = None,
         limits: Limits | None = None,
+        browsers: Browsers | None = None,
     ) -> None:
         self._store = store
+        self._browsers = browsers or Browsers()
         self._traffic = served
         self._guard = guard or Guard()
         self._limits = limits or Limits()
@@ -182,6 +188,7 @@ class Lane:
             started,
             traffic.request_id(head.request_id, head.railway_request_id),
             limit,
+            head.tail,
         )
         if refused is not None:
             return self._problem(refused, asked)
@@ -207,7 +214,9 @@ class Lane:
         self, in_path: bytes | None, block: bytes, body: bytes, peer: str, started: float
     ) -> bytes | Pending | None:
         head = self._head(block)
-        if head is None or head.length != len(body) or not (in_path is None or _is_plain(in_path)):
+        if head is None or head.length != len(body) or not head.may_write:
+            return None
+        if in_path is not None and not _is_plain(in_path):
             return None
         store, caller = self._store, self._guard.seen(head.authorization)
         if caller is None or caller.role < _WRITES:
@@ -233,7 +242,7 @@ class Lane:
         if self._limits.are_set:
             limit, refused = self._limit(Kind.WRITE, caller, head.network or peer)
         request_id = traffic.request_id(head.request_id, head.railway_request_id)
-        asked = Asked(method, path, route, started, request_id, limit)
+        asked = Asked(method, path, route, started, request_id, limit, head.tail)
         if refused is not None:
             return self._problem(refused, asked)
         origin = None
@@ -277,28 +286,55 @@ class Lane:
         return self._response(error.status, _PROBLEM % retry, asked, body)
 
     def _response(self, status: int, headers: bytes, asked: Asked, body: bytes | None) -> bytes:
-        method, path, route, started, request_id, limit = asked
+        method, path, route, started, request_id, limit, tail = asked
         self._traffic.note(method, path, route, started, request_id, status)
         second = int(time.time())
         if second != self._second:
             self._second, self._date = second, formatdate(second, usegmt=True).encode()
-        head = (_STATUS[status], headers, limit, request_id.encode())
+        identity = (_STATUS[status], headers, limit, request_id.encode())
         if body is None:
-            return _BODILESS % (*head, self._date)
+            return _BODILESS % (*identity, self._date, tail)
         sent = b"" if method == "HEAD" else body
-        return _RESPONSE % (*head, len(body), self._date, sent)
+        return _RESPONSE % (*identity, len(body), self._date, tail, sent)
 
     def _head(self, block: bytes) -> Head | None:
         """What a header block says, with the line ends around it; None: not for the lane."""
         try:
             return self._heads[block]
         except KeyError:
-            head = _parse(block, self._limits.trust)
+            head = self._parse(block)
             if len(block) <= HEAD_MAX_BYTES:
                 if len(self._heads) >= HEADS_MAX:
                     self._heads.clear()
                 self._heads[block] = head
             return head
+
+    def _parse(self, block: bytes) -> Head | None:
+        fields = _fields(block)
+        if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
+            return None
+        try:
+            when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
+            requests.check_media_type(fields.get("content-type"), requests.JSON)
+        except ItemStoreError:
+            return None
+        told = HEADERS | self._browsers.headers(fields.get("origin"))
+        return Head(
+            int(fields.get("content-length", "0")),
+            when,
+            fields.get("durability"),
+            "idempotency-key" in fields,
+            fields.get("x-request-id"),
+            fields.get("x-railway-request-id"),
+            fields.get("authorization"),
+            address.told(
+                self._limits.trust, fields.get("x-real-ip"), fields.get("x-forwarded-for")
+            ),
+            "".join(f"{name}: {value}\r\n" for name, value in told.items()).encode(),
+            self._browsers.may_write(
+                fields.get("origin"), fields.get("sec-fetch-site"), fields["host"]
+            ),
+        )
 
 
 def length_of(chunk: bytes) -> int | None:
@@ -309,27 +345,6 @@ def length_of(chunk: bytes) -> int | None:
         return None
     fields = _fields(chunk[line.end() : begin])
     return None if fields is None else begin + int(fields.get("content-length", "0"))
-
-
-def _parse(block: bytes, trust: address.Trust) -> Head | None:
-    fields = _fields(block)
-    if fields is None or "content-encoding" in fields or not _HOST.fullmatch(fields["host"]):
-        return None
-    try:
-        when = Condition.parse(fields.get("if-match"), fields.get("if-none-match"))
-        requests.check_media_type(fields.get("content-type"), requests.JSON)
-    except ItemStoreError:
-        return None
-    return Head(
-        int(fields.get("content-length", "0")),
-        when,
-        fields.get("durability"),
-        "idempotency-key" in fields,
-        fields.get("x-request-id"),
-        fields.get("x-railway-request-id"),
-        fields.get("authorization"),
-        address.told(trust, fields.get("x-real-ip"), fields.get("x-forwarded-for")),
-    )
 
 
 def _fields(block: bytes) -> dict[str, str] | None:

@@ -127,17 +127,12 @@ class Limits:
         transport = request.transport
         peer = transport.get_extra_info("peername") if transport is not None else None
         if self.trust is None:
-            return peer_network(peer)
+            return address.of_peer(peer)
         headers = request.headers
         real_ip, forwarded_for = (
             ", ".join(headers.getall(name, ())) for name in ("X-Real-IP", "X-Forwarded-For")
         )
-        return address.told(self.trust, real_ip, forwarded_for) or peer_network(peer)
-
-
-def peer_network(peer: object) -> str:
-    """The network of a socket's peer; of a socket without addresses, one for all."""
-    return (address.network(peer[0]) if isinstance(peer, tuple) else None) or "local"
+        return address.told(self.trust, real_ip, forwarded_for) or address.of_peer(peer)
 
 
 def refusal(verdict: Verdict) -> RateLimited:

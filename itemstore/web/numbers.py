@@ -8,6 +8,7 @@ from aiohttp import web
 
 from itemstore.metrics import METRICS, Metric
 from itemstore.surroundings import SURROUNDINGS, Surroundings
+from itemstore.web.door import DOOR
 from itemstore.web.items import STORE
 from itemstore.web.limits import LIMITS
 from itemstore.web.streams import STREAMS
@@ -35,7 +36,25 @@ HTTP: Final[tuple[Metric[web.Application], ...]] = (
         "itemstore_http_connections",
         "gauge",
         "Connections of clients, open now.",
-        lambda app: app[TRAFFIC].connections,
+        lambda app: app[DOOR].connections,
+    ),
+    Metric(
+        "itemstore_http_connections_max",
+        "gauge",
+        "How many there may be.",
+        lambda app: app[DOOR].connections_max,
+    ),
+    Metric(
+        "itemstore_http_connections_refused_total",
+        "counter",
+        "Connections for which there was no room.",
+        lambda app: app[DOOR].refused,
+    ),
+    Metric(
+        "itemstore_http_connections_cut_total",
+        "counter",
+        "Connections ended because they were too slow.",
+        lambda app: app[DOOR].cut,
     ),
     Metric(
         "itemstore_http_streams",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
@@ -17,6 +19,7 @@ from itemstore.errors import (
     MethodNotAllowed,
     RouteNotFound,
 )
+from itemstore.web import traffic
 
 CONTENT_TYPE: Final = "application/problem+json"
 #: Where the answer has the code of what it tells.
@@ -58,6 +61,20 @@ def response(error: ItemStoreError, request_id: str) -> web.Response:
     return answer
 
 
+def bare(error: ItemStoreError) -> bytes:
+    """The whole answer to a connection on which no request is answered; it ends with that."""
+    body = orjson.dumps(problem(error, ""))
+    retry = "" if error.retry_after_s is None else f"Retry-After: {error.retry_after_s}\r\n"
+    head = (
+        f"HTTP/1.1 {error.status} {HTTPStatus(error.status).phrase}\r\n"
+        f"Cache-Control: no-store\r\n{retry}Content-Type: {CONTENT_TYPE}\r\n"
+        f"Server: {traffic.SERVER}\r\nContent-Length: {len(body)}\r\n"
+        f"Date: {formatdate(usegmt=True)}\r\nX-Content-Type-Options: nosniff\r\n"
+        "Connection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
 def internal(log: FilteringBoundLogger, request_id: str, path: str) -> InternalError:
     """What is said of the exception at hand, a mistake of ours; the log gets the rest."""
     log.exception("internal_error", request_id=request_id, path=path)
@@ -70,7 +87,7 @@ def from_http(error: web.HTTPException, method: str, path: str) -> ItemStoreErro
         case web.HTTPNotFound():
             return RouteNotFound(f"There is nothing at {path}. docs/api.md lists what there is.")
         case web.HTTPMethodNotAllowed():
-            allowed = ", ".join(sorted(error.allowed_methods))
+            allowed = ", ".join(sorted(error.allowed_methods | {hdrs.METH_OPTIONS}))
             return MethodNotAllowed(f"{path} does not know {method}; it knows {allowed}.")
         case web.HTTPRequestEntityTooLarge():
             return BodyTooLarge()

@@ -42,6 +42,7 @@ from itemstore.errors import (
     RouteNotFound,
     UnsupportedMediaType,
 )
+from itemstore.web.bodies import BODIES
 from itemstore.web.limits import LIMITS
 
 CALLER: Final = web.RequestKey("caller", Caller)
@@ -235,8 +236,9 @@ def parsed(raw: bytes, *, depth: int = 1) -> Any:
 
 
 async def _read(request: web.Request, limit: int) -> bytes:
-    body = bytearray()
+    body, bodies = bytearray(), request.app[BODIES]
     while chunk := await request.content.readany():
+        bodies.hold(request, len(body) + len(chunk))
         body += chunk
         if len(body) > limit:
             raise _too_large(limit)

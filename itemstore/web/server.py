@@ -20,7 +20,7 @@ from typing import Any, Final
 from aiohttp import web
 from structlog.typing import FilteringBoundLogger
 
-from itemstore import terminal
+from itemstore import descriptors, terminal
 from itemstore.access import Access, access
 from itemstore.database import database, default_data_dir
 from itemstore.deployment import journal_dir
@@ -34,7 +34,10 @@ from itemstore.store import ItemStore
 from itemstore.surroundings import Surroundings
 from itemstore.web.access import GUARD, Guard
 from itemstore.web.app import make_app
+from itemstore.web.bodies import Bodies
+from itemstore.web.browsers import BROWSERS, Browsers
 from itemstore.web.connection import Connection
+from itemstore.web.door import DOOR, Door
 from itemstore.web.items import STORE
 from itemstore.web.lane import Lane
 from itemstore.web.limits import LIMITS, Limits
@@ -57,7 +60,8 @@ async def serve(settings: Settings) -> int:
 
     Raises StartupError.
     """
-    log, lines = server_logger(settings.log_level, settings.log_format)
+    hide = settings.redaction()
+    log, lines = server_logger(settings.log_level, settings.log_format, hide=hide)
     try:
         async with AsyncExitStack() as stack:
             allowed = access(settings)
@@ -69,13 +73,7 @@ async def serve(settings: Settings) -> int:
             storage = _storage(dsn, settings)
             store = ItemStore(storage, options, log=log)
             runner = web.AppRunner(
-                make_app(
-                    store,
-                    _guard(allowed, storage, log),
-                    _limits(settings, log),
-                    Surroundings(storage, _data_dir(settings)),
-                    docs=settings.docs,
-                ),
+                _app(store, storage, settings, allowed),
                 access_log=None,
                 shutdown_timeout=settings.shutdown_timeout * REQUESTS_SHARE,
             )
@@ -117,6 +115,24 @@ def _storage(dsn: str, settings: Settings) -> Postgres:
         return Postgres(dsn, direct_dsn=settings.database_unpooled_url)
     except StorageError as error:
         raise StartupError(str(error)) from error
+
+
+def _app(
+    store: ItemStore, storage: Postgres, settings: Settings, allowed: Access
+) -> web.Application:
+    per_address, room = settings.connections_max_per_address, descriptors.room()
+    if settings.connections_max > room:
+        store.log.warning("connections_limited", wanted=settings.connections_max, max=room)
+    return make_app(
+        store,
+        guard=_guard(allowed, storage, store.log),
+        limited=_limits(settings, store.log),
+        around=Surroundings(storage, _data_dir(settings)),
+        door=Door(min(settings.connections_max, room), per_address),
+        browsers=Browsers(settings.cors_origins),
+        bodies=Bodies(settings.bodies_max_bytes),
+        docs=settings.docs,
+    )
 
 
 def _guard(allowed: Access, storage: Postgres, log: FilteringBoundLogger) -> Guard:
@@ -198,13 +214,18 @@ async def listen(
         raise RuntimeError("the runner is not set up")
     app = runner.app
     traffic = app[TRAFFIC]
-    lane = Lane(app[STORE], traffic, app[GUARD], app[LIMITS]) if fast_lane else None
+    lane = None
+    if fast_lane:
+        lane = Lane(
+            app[STORE], traffic, guard=app[GUARD], limits=app[LIMITS], browsers=app[BROWSERS]
+        )
 
     def connection() -> Connection:
         return Connection(
             manager,
             lane=lane,
             traffic=traffic,
+            door=app[DOOR],
             loop=loop,
             keepalive_timeout=KEEPALIVE_TIMEOUT_S,
             lingering_time=LINGERING_TIME_S,
@@ -282,5 +303,6 @@ def main(settings: Settings) -> int:
         with asyncio.Runner(loop_factory=loop_factory(settings.event_loop)) as runner:
             return runner.run(serve(settings))
     except StartupError as error:
-        sys.stderr.write(f"itemstore cannot start: {error.detail}\n")
+        hide = settings.redaction()
+        sys.stderr.write(f"itemstore cannot start: {hide(error.detail)}\n")
         return 1

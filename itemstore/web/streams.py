@@ -94,9 +94,7 @@ class Stream:
         self.fail(reason)
         transport = self._request.transport
         if transport is not None:
-            connection = transport.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            transport.abort()
+            reset(transport)
 
     def check(self) -> None:
         """Raises Stopping if the server is."""
@@ -108,6 +106,13 @@ class Stream:
         self.is_stopping = True
         if self._reading is not None:
             self._reading.reschedule(0.0)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Ends the connection at once; what the kernel has still to send is dropped (socket(7))."""
+    connection = transport.get_extra_info("socket")
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+    transport.abort()
 
 
 def _stopping() -> Stopping:

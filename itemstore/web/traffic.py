@@ -72,7 +72,6 @@ class Traffic:
         self.latency: dict[Kind, Histogram] = {kind: Histogram(LATENCY_BOUNDS_S) for kind in Kind}
         #: Errors answered, by code. Bounded: codes are ours.
         self.errors: Counter[str] = Counter()
-        self.connections = 0  #: open now
 
     def note(
         self,

@@ -38,7 +38,7 @@ from itemstore.web import requests
 from itemstore.web import server as web_server
 from itemstore.web.access import Guard
 from itemstore.web.app import make_app
-from itemstore.web.limits import Limits
+from itemstore.web.door import DOOR, Door
 from itemstore.web.numbers import AROUND, TRAFFIC
 from itemstore.web.streams import STREAMS, Streams
 from itemstore.web.traffic import Traffic
@@ -238,6 +238,12 @@ class Raw:
             body = await self._reader.readexactly(size)
         return Answer(method, int(status), CIMultiDictProxy(headers), body)
 
+    def stop_reading(self) -> None:
+        """Takes nothing more of what comes."""
+        transport = self._writer.transport
+        assert isinstance(transport.get_protocol(), asyncio.StreamReaderProtocol)
+        transport.pause_reading()  # type: ignore[attr-defined]
+
     async def ask(self, data: bytes, method: str = "GET") -> Answer:
         await self.send(data)
         return await self.answer(method)
@@ -297,6 +303,7 @@ class Service:
     traffic: Traffic
     streams: Streams
     around: Surroundings
+    door: Door
     writer: LineWriter
     keyring: Keyring | None
     _log: io.StringIO
@@ -347,15 +354,17 @@ async def service_over(
     stream: io.StringIO | None = None,
     access: Access | None = None,
     tokens: Tokens | None = None,
-    limited: Limits | None = None,
-    around: Surroundings | None = None,
+    **parts: Any,
 ) -> AsyncIterator[Service]:
-    """A served store. Whatever was asked of it, it must not have made a mistake of its own."""
+    """A served store; ``parts`` are those of ``make_app``.
+
+    Whatever was asked of it, it must not have made a mistake of its own.
+    """
     stream = stream or io.StringIO()
     log, writer = server_logger("debug", "json", stream)
     store = ItemStore(storage, options, log=log)
     keyring = Keyring(storage.keys, log) if isinstance(storage, Postgres) else None
-    app = make_app(store, Guard(access, keyring, tokens), limited, around)
+    app = make_app(store, guard=Guard(access, keyring, tokens), **parts)
     try:
         async with serving(app) as port, aiohttp.ClientSession() as session:
             api = Api(session, f"http://127.0.0.1:{port}")
@@ -366,6 +375,7 @@ async def service_over(
                 app[TRAFFIC],
                 app[STREAMS],
                 app[AROUND],
+                app[DOOR],
                 writer,
                 keyring,
                 stream,

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from aiohttp import web
+from aiohttp import web, web_protocol
 
-from itemstore import admission, bulk, errors
+from itemstore import admission, bulk, errors, settings
 from itemstore.core import data, field, item, lines, listing, query, record, selection
 from itemstore.core import queue as write_queue
 from itemstore.options import Options
 from itemstore.storage.postgres import Postgres
-from itemstore.web import app, audit, items, requests, streams
+from itemstore.web import app, audit, bodies, door, items, requests, streams
 from itemstore.web import bulk as web_bulk
 from itemstore.web import server as web_server
 from tests.web.conftest import Service, service_over
@@ -217,9 +217,15 @@ LIMITS: Final = {
     "line of an import": (lines.LINE_MAX_BYTES, "bytes"),
     "imports and exports at a time": (streams.STREAMS_MAX, ""),
     "time without a byte of an import's body": (streams.IDLE_S, "s"),
-    f"time in which a client takes {streams.PIECE_BYTES:,} bytes of such an answer": (
-        *(streams.IDLE_S, "s"),
+    f"time in which a client takes {door.ANSWER_PIECE_BYTES:,} bytes of any answer": (
+        *(door.ANSWER_S, "s"),
     ),
+    "answers written and not taken, all together": (door.ANSWERS_MAX_BYTES, "bytes"),
+    "connections at a time": (door.CONNECTIONS_MAX, "(`CONNECTIONS_MAX`)"),
+    "time for the first byte on a new connection": (door.FIRST_BYTE_S, "s"),
+    "time for the headers, from their first byte": (door.HEAD_S, "s"),
+    "bodies of requests under way, all together, of each what is beyond "
+    f"{bodies.FREE_BYTES:,} bytes": (bodies.BYTES_MAX, "bytes (`BODIES_MAX_BYTES`)"),
     "nesting of data, itself included": (data.DEPTH_MAX, "levels"),
     "commas, `[` and `{` in a body, those in texts included": (data.STRUCTURE_MAX, ""),
     "items of a page": (listing.LIMIT_MAX, ""),
@@ -238,7 +244,7 @@ LIMITS: Final = {
     "time for a body to arrive": (requests.BODY_TIMEOUT_S, "s"),
     "request line, header line": (HTTP["max_line_size"].default, "bytes"),
     "header lines": (HTTP["max_headers"].default, ""),
-    "idle connection, time for the headers to arrive": (web_server.KEEPALIVE_TIMEOUT_S, "s"),
+    "idle connection, after an answer": (web_server.KEEPALIVE_TIMEOUT_S, "s"),
     "idempotency key": (record.KEY_LENGTH_MAX, "characters"),
     ("writes of one item that were replaced before PostgreSQL took them, with an audit or a key"): (
         write_queue.RECORDS_MAX,
@@ -266,6 +272,14 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert table.pop("lines of an import") == "no limit"
     assert table.pop("requests of a caller").startswith("no limit (`RATE_LIMIT_READ`")
     assert table.pop("items and bytes of a caller").startswith("no limit")
+    of_one = table.pop("connections of one address, or one IPv6 network of 64 bits")
+    assert of_one == "no limit (`CONNECTIONS_MAX_PER_ADDRESS`)"
+    ahead = table.pop("requests sent ahead on a connection")
+    assert ahead.startswith(f"{web_protocol.MAX_MSG_QUEUE_SIZE}, ")
+    assert (streams.PIECE_BYTES, streams.IDLE_S) == (door.ANSWER_PIECE_BYTES, door.ANSWER_S)
+    given = settings.load({})
+    assert given.connections_max == door.CONNECTIONS_MAX
+    assert given.bodies_max_bytes == bodies.BYTES_MAX
     assert table == {
         limit: f"{number:,.0f} {unit}".strip() for limit, (number, unit) in LIMITS.items()
     }

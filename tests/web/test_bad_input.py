@@ -206,7 +206,6 @@ WRONG: Final = {
         request("PUT", "/items/x", b'{"data":{}}', "Content-Type: text/html"),
     ),
     "Expect": (400, "malformed_request", request("PUT", "/items/x", b"{}", "Expect: a miracle")),
-    "target": (404, "route_not_found", request("OPTIONS", "*")),
     "CONNECT": (404, "route_not_found", request("CONNECT", "example.org:80")),
     "upgrade": (
         *(404, "item_not_found"),

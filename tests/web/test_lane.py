@@ -7,6 +7,7 @@ without. Their clocks and ids are made equal; of what they send, only the date i
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ from itemstore.store import ItemStore
 from itemstore.web import lane as lane_module
 from itemstore.web import server, traffic
 from itemstore.web.app import make_app
+from itemstore.web.browsers import Browsers
 from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.numbers import TRAFFIC
 from itemstore.web.traffic import Traffic
@@ -98,12 +100,12 @@ async def _read(reader: asyncio.StreamReader) -> bytes:
 
 @asynccontextmanager
 async def side(
-    server_dsn: str, *, fast: bool, limited: Limits | None = None
+    server_dsn: str, *, fast: bool, limited: Limits | None = None, origins: str | None = None
 ) -> AsyncIterator[Side]:
     dsn = make_database(server_dsn)
     store = ItemStore(Postgres(dsn), Options(), now_us=lambda: EPOCH_US)
     async with AsyncExitStack() as stack:
-        one = await serve(stack, store, fast=fast, limited=limited)
+        one = await serve(stack, store, fast=fast, limited=limited, browsers=Browsers(origins))
         await soon(store.start())
         await until(lambda: store.cache.hydrated)
         with psycopg.connect(dsn, autocommit=True) as connection:
@@ -115,12 +117,11 @@ async def side(
         yield one
 
 
-async def serve(
-    stack: AsyncExitStack, store: ItemStore, *, fast: bool, limited: Limits | None = None
-) -> Side:
-    """``store``, served until the stack is left."""
+async def serve(stack: AsyncExitStack, store: ItemStore, *, fast: bool, **parts: Any) -> Side:
+    """``store``, served until the stack is left; ``parts`` are those of ``make_app``."""
     sock = stack.enter_context(server.listening_socket("127.0.0.1", 0))
-    runner = web.AppRunner(make_app(store, limited=limited), access_log=None, shutdown_timeout=5.0)
+    app = make_app(store, **parts)
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=5.0)
     await runner.setup()
     listener = await server.listen(runner, sock, fast_lane=fast)
     stack.push_async_callback(runner.cleanup)
@@ -240,6 +241,8 @@ HEADERS: Final = (
     ),
     *(b"Content-Type: application/json", b"Content-Type: application/json; charset=utf-8"),
     *(b"Durability: memory", b"Durability: commit", b"Durability: journal", b"Durability: x"),
+    *(b"Origin: http://test", b"Origin: https://friend.example", b"Origin: null", b"Origin:"),
+    *(b"Sec-Fetch-Site: same-origin", b"Sec-Fetch-Site: cross-site", b"Sec-Fetch-Site: none"),
 )
 ODD: Final = (
     *(b"Connection: close", b"Connection: upgrade", b"Upgrade: websocket", b"Connection: x, y"),
@@ -379,6 +382,26 @@ async def test_both_answer_the_same(sides: tuple[Side, Side], seed: int) -> None
         await compare(sides, Requests(chance, tag).case())
     assert served(slow) == served(fast)
     assert len(fast.answered) > before + 60  # else nothing was compared
+
+
+@pytest.mark.parametrize("origins", ["https://friend.example,http://test:81", "*"])
+async def test_both_tell_browsers_the_same(
+    server: Callable[[int], str], monkeypatch: pytest.MonkeyPatch, origins: str
+) -> None:
+    """With CORS on, of any origin and of none: the headers are the same, and so is a refusal."""
+    monkeypatch.setattr(traffic, "request_id", _request_id)
+    lines = [line for line in HEADERS if line.startswith((b"Origin", b"Sec-"))]
+    async with (
+        side(server(16), fast=True, origins=origins) as fast,
+        side(server(16), fast=False, origins=origins) as slow,
+    ):
+        _count_answers(monkeypatch, fast)
+        for first, second in itertools.product([b"X-A: 1", *lines], repeat=2):
+            sent = [put("k1"), get("k1"), get("nobody"), put("k1", "commit")]
+            more = b"\r\n%b\r\n" % first + (b"%b\r\n" % second if first != second else b"")
+            answers = await compare((fast, slow), [each.replace(b"\r\n", more, 1) for each in sent])
+            assert answers.count(b"\r\nVary: Origin\r\n") == len(sent) + 1
+        assert len(fast.answered) > 100
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -229,3 +229,17 @@ async def test_a_request_may_come_in_pieces(service: Service, name: str, size: i
     answer = await raw.answer()
     assert (answer.status, answer.json["data"]) == (201, {"a": "é"})
     await raw.check_usable()
+
+
+async def test_options_of_the_server(service: Service) -> None:
+    """``OPTIONS *`` asks for the server as a whole (RFC 9110, section 9.3.7)."""
+    raw = await service.raw()
+
+    answer = await raw.ask(request("OPTIONS", "*"), "OPTIONS")
+
+    answer.check()
+    assert (answer.status, answer.headers["Allow"]) == (
+        *(204,),
+        "DELETE, GET, HEAD, OPTIONS, PATCH, POST, PUT",
+    )
+    await raw.check_usable()

@@ -29,23 +29,39 @@ async def test_an_unknown_parameter_is_refused_on_every_route(
 
 
 METHODS: Final = {
-    "/items": "GET,HEAD,POST",
-    "/items:batch": "POST",
-    "/items/x": "DELETE,GET,HEAD,PATCH,PUT",
-    "/livez": "GET,HEAD",
-    "/readyz": "GET,HEAD",
-    "/stats": "GET,HEAD",
-    "/metrics": "GET,HEAD",
+    "/items": "GET, HEAD, OPTIONS, POST",
+    "/items:batch": "OPTIONS, POST",
+    "/items/x": "DELETE, GET, HEAD, OPTIONS, PATCH, PUT",
+    "/livez": "GET, HEAD, OPTIONS",
+    "/readyz": "GET, HEAD, OPTIONS",
+    "/stats": "GET, HEAD, OPTIONS",
+    "/metrics": "GET, HEAD, OPTIONS",
 }
 
 
 @pytest.mark.parametrize(("target", "allow"), METHODS.items())
 async def test_a_method_a_path_does_not_know_is_405(api: Api, target: str, allow: str) -> None:
     """Another method is 405 with Allow and the methods in words."""
-    known = allow.split(",")
+    known = allow.split(", ")
     for method in {"GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"}.difference(known):
         answer = await api(method, target)
 
         problem = answer.is_problem(405, "method_not_allowed")
         assert answer.headers["Allow"] == allow
         assert ", ".join(known) in problem["detail"]
+
+
+@pytest.mark.parametrize(("target", "allow"), METHODS.items())
+async def test_options_tells_the_methods(api: Api, target: str, allow: str) -> None:
+    """OPTIONS is 204 with Allow (RFC 9110, section 9.3.7), and nothing for other origins."""
+    answer = await api("OPTIONS", target, origin="https://elsewhere.example")
+
+    assert (answer.status, answer.body) == (204, b"")
+    assert answer.headers["Allow"] == allow
+    assert not [name for name in answer.headers if name.startswith("Access-Control-")]
+    assert "Vary" not in answer.headers
+
+
+async def test_options_where_nothing_is(api: Api) -> None:
+    """Of a path that does not exist there is nothing to tell; of the server, all methods."""
+    (await api("OPTIONS", "/nothing")).is_problem(404, "route_not_found")
