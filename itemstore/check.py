@@ -19,7 +19,7 @@ from itemstore.storage.postgres import CONNECTIONS_MAX, SCHEMA_VERSION, Postgres
 
 def check(settings: Settings) -> int:
     """Prints the findings. Returns 1 if one is a failure."""
-    return int(asyncio.run(told(_findings(settings))) is Verdict.FAIL)
+    return int(asyncio.run(told(_findings(settings), settings.redaction())) is Verdict.FAIL)
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:

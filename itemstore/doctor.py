@@ -56,7 +56,7 @@ def doctor(settings: Settings, where: asking.Server) -> int:
 
     Returns 0 if all is well, 1 if there is something to do, 2 if the server cannot be reached.
     """
-    to = console()
+    to, hide = console(), settings.redaction()
     try:
         seen = asyncio.run(_look(settings, where))
     except NoAnswer as reason:
@@ -64,7 +64,7 @@ def doctor(settings: Settings, where: asking.Server) -> int:
         return UNREACHABLE
     found = sorted(findings(seen, settings, where.url), key=lambda each: -each.verdict)
     for each in found:
-        tell(to, each)
+        tell(to, each, hide)
     return int(any(each.verdict > Verdict.OK for each in found))
 
 

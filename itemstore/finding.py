@@ -9,6 +9,8 @@ from typing import Final
 
 from rich.console import Console
 
+from itemstore.redaction import Redaction
+
 
 class Verdict(IntEnum):
     """The worse, the larger."""
@@ -43,19 +45,19 @@ def console() -> Console:
     return Console(highlight=False, soft_wrap=True)
 
 
-def tell(to: Console, finding: Finding) -> None:
-    """Prints it."""
+def tell(to: Console, finding: Finding, hide: Redaction) -> None:
+    """Prints it, without secrets."""
     to.print(f"{_MARKS[finding.verdict]}  ", end="")
-    to.print(finding.what, markup=False)
+    to.print(hide(finding.what), markup=False)
     for mark, text in (("·", finding.why), ("→", finding.advice)):
         if text:
-            to.print(f"      {mark} {text}", markup=False)
+            to.print(f"      {mark} {hide(text)}", markup=False)
 
 
-async def told(findings: AsyncIterator[Finding]) -> Verdict:
+async def told(findings: AsyncIterator[Finding], hide: Redaction) -> Verdict:
     """Prints each as it comes. Returns the worst verdict."""
     to, worst = console(), Verdict.OK
     async for finding in findings:
         worst = max(worst, finding.verdict)
-        tell(to, finding)
+        tell(to, finding, hide)
     return worst

@@ -16,7 +16,8 @@ HIDDEN: Final = "(hidden)"
 #: Shorter ones are found by their form alone: "app" stands in too much else.
 KNOWN_MIN: Final = 8
 
-_IN_URL: Final = re.compile(r"(://[^/\s:@\"']*:)[^\s\"']*(?=@)")
+#: But for the word "password", which stands where a message says what to give.
+_IN_URL: Final = re.compile(r"(://[^/\s:@\"']*:)(?!password@)[^\s\"']*(?=@)")
 _FORMS: Final = (
     _IN_URL,
     re.compile(r"(\bpassword\s*=\s*)(?:'(?:\\.|[^'\\])*'|[^\s\"'&]+)", re.I),

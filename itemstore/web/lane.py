@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 import orjson
 
+from itemstore.core import address
 from itemstore.core.caller import Caller
 from itemstore.core.condition import Condition
 from itemstore.core.confinement import permitted

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from itemstore import cli, indexes, report
+from itemstore import check, cli, indexes
 from itemstore.errors import ItemStoreError, StartupError
+from itemstore.finding import Finding, Verdict
 from itemstore.log import server_logger
 from itemstore.moving.tables import database_name
 from itemstore.redaction import HIDDEN, KNOWN_MIN, Redaction
@@ -41,7 +42,7 @@ SECRET_HEADERS: Final = (
 SECRET_QUERIES: Final = (f"token={CANARY}", f"access_token={CANARY}&api_key={CANARY}")
 
 #: A setting → a value with a secret that is none.
-SECRET_SETTINGS: Final = {
+SECRET_SETTINGS: Final[dict[str, tuple[str, ...]]] = {
     "DATABASE_URL": (
         f"postgresql://user:{CANARY}@[::1/database",
         f"postgresql://user:{CANARY}@localhost:port/database",
@@ -53,6 +54,10 @@ SECRET_SETTINGS: Final = {
         f"host=localhost password='{CANARY}",
     ),
 }
+LONG: Final = f"{CANARY}-0123456789-abcdefghij"
+SECRET_SETTINGS["API_KEY"] = (CANARY, LONG + "\u00e4", LONG)
+SECRET_SETTINGS["JWT_SECRET"] = (CANARY, LONG)
+SECRET_SETTINGS["REDIS_URL"] = (f"redis://user:{CANARY}@localhost:port/0",)
 SECRET_SETTINGS["DATABASE_UNPOOLED_URL"] = SECRET_SETTINGS["DATABASE_URL"]
 
 
@@ -155,7 +160,7 @@ def test_no_settings_secret_comes_out(
     monkeypatch.setenv(name, value)
     assert server.main(settings) == 1
     if name == "DATABASE_URL":
-        assert report.check(settings) == 1
+        assert check.check(settings) == 1
         assert indexes.index_list(settings) == 1
     said = capfd.readouterr()
     assert "DATABASE_URL" in said.err
@@ -178,6 +183,20 @@ def test_a_setting_that_is_not_allowed_is_hidden() -> None:
         with pytest.raises(StartupError) as raised:
             load({name: CANARY, "PORT": "x"})
         assert is_clean(raised.value.detail)
+
+
+def test_a_finding_that_quotes_one(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the command ``check`` finds is filtered, whoever wrote it."""
+    url = f"postgresql://user:{CANARY}@localhost:port/database"
+    finding = Finding(Verdict.FAIL, f"at {url}", f"mend {CANARY}")
+    monkeypatch.setattr(check, "_settings_found", lambda: finding)
+    assert check.check(load({"DATABASE_URL": url})) == 1
+    said = capfd.readouterr()
+    assert "at (hidden)\n" in said.out
+    assert "give postgresql://user:password@host:port/database" in said.out
+    assert is_clean(said.out + said.err)
 
 
 def test_the_command_says_so_too(
@@ -219,6 +238,7 @@ def test_a_known_password_is_found_however_it_is_written(password: str, form: st
         ("password='a \\' b' user=u", "password=(hidden) user=u"),
         ("Authorization: Bearer abc.def, more", "Authorization: Bearer (hidden), more"),
         ("redis://:p@h", "redis://:(hidden)@h"),
+        ("give postgresql://user:password@host/database",) * 2,
         ("https://example.org:8080/a", "https://example.org:8080/a"),
         ('{"url":"http://localhost:8080","data":"a@b"}',) * 2,
     ],

@@ -82,14 +82,17 @@ async def test_slow_headers(slow_service: Service, sent: bytes) -> None:
 
 async def test_trickled_headers(slow_service: Service) -> None:
     """A byte now and then does not win time: it counts from the first."""
-    shorten(slow_service, "_begun")
+    door = slow_service.door
     raw = await slow_service.raw()
     await raw.send(b"GET /items/a HTTP/1.1\r\nHost: test\r\nX-A: ")
-    cut = slow_service.door
+    await slow_service.until(lambda: len(door._begun.since) == 1)
+    begun = dict(door._begun.since)
     async with neighbour(slow_service.api.url) as one:
-        while not cut.cut:
+        for _ in range(10):
             await raw.send(b"x")
             await one.until(one.rounds + 1)
+        assert begun == door._begun.since
+        shorten(slow_service, "_begun")
         (await raw.answer()).is_problem(408, "head_timeout")
 
 

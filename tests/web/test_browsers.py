@@ -78,7 +78,8 @@ async def test_a_page_of_a_named_origin_reads_every_answer(
     )
     assert "Access-Control-Allow-Credentials" not in answer.headers
     assert len(answer.headers.getall("Vary")) == 1
-    assert "origin" in hdr(answer.headers["Vary"])
+    assert hdr(answer.headers["Vary"]) - {"accept"} == {"origin"}
+    assert ("accept" in hdr(answer.headers["Vary"])) == (target == "/export")
 
 
 @pytest.mark.parametrize("origin", WRONG)

@@ -62,7 +62,7 @@ async def guarded(server_dsn: str, *, fast: bool) -> AsyncIterator[Side]:
     guard = Guard(KEYS, Keyring(storage.keys, store.log))
     async with AsyncExitStack() as stack:
         sock = stack.enter_context(server.listening_socket("127.0.0.1", 0))
-        runner = web.AppRunner(make_app(store, guard), access_log=None, shutdown_timeout=5.0)
+        runner = web.AppRunner(make_app(store, guard=guard), access_log=None, shutdown_timeout=5.0)
         await runner.setup()
         stack.push_async_callback(runner.cleanup)
         listener = await server.listen(runner, sock, fast_lane=fast)

@@ -95,10 +95,10 @@ async def test_open_connections_are_counted(own: Service) -> None:
     first, second = await own.raw(), await own.raw()
     await first.check_usable()
     await second.check_usable()
-    assert own.traffic.connections == 3
+    assert own.door.connections == 3
     await first.close()
     await second.ask(b"hello\r\n\r\n")
-    await own.until(lambda: own.traffic.connections == 1)
+    await own.until(lambda: own.door.connections == 1)
 
 
 async def test_batches_are_measured(own: Service) -> None:
