@@ -124,9 +124,13 @@ class Settings(BaseSettings):
         None,
         "A key with the role admin, to begin with.",
         "32 characters or more of A-Z a-z 0-9 . _ ~ + / = -",
+        repr=False,
     )
     jwt_secret: str | None = _setting(
-        None, "What tokens are signed with, for HS256 and its like.", "32 bytes or more"
+        None,
+        "What tokens are signed with, for HS256 and its like.",
+        "32 bytes or more",
+        repr=False,
     )
     jwt_jwks_url: str | None = _setting(
         None,
@@ -333,6 +337,7 @@ class Settings(BaseSettings):
         None,
         "The Redis in which all instances count for the rate limits. Unset: each by itself.",
         "redis://user:password@host:port/0, or rediss://…",
+        repr=False,
     )
 
     event_loop: Annotated[Literal["auto", "asyncio", "uvloop"], BeforeValidator(_lower)] = _setting(

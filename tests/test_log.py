@@ -96,4 +96,4 @@ def test_a_librarys_host_gets_no_secret(caplog: pytest.LogCaptureFixture) -> Non
         library_logger().warning("database_away", reason="postgres://ada:s3cr3t@db/x")
 
     [record] = caplog.records
-    assert f"postgres://{HIDDEN}@db/x" == record.__dict__["reason"]
+    assert f"postgres://ada:{HIDDEN}@db/x" == record.__dict__["reason"]

@@ -18,7 +18,7 @@ from itemstore import errors
 from itemstore.core import item, listing
 from itemstore.core.operation import Conflict
 from itemstore.options import Durability
-from itemstore.web import app, bulk, items
+from itemstore.web import app, audit, bulk, items
 from itemstore.web.contract import contract
 from itemstore.web.reference import METHODS
 from tests.web.contract import (
@@ -132,6 +132,7 @@ QUERIES: Final = {
     ("GET", "/items"): {*items.LIST_PARAMETERS, "filters"},
     ("GET", "/export"): {*bulk.EXPORT_PARAMETERS, "filters"},
     ("POST", "/import"): bulk.IMPORT_PARAMETERS,
+    ("GET", "/audit"): audit.PARAMETERS,
 }
 
 
@@ -181,7 +182,7 @@ def test_the_codes_of_an_operation_have_their_answers(name: tuple[str, str]) -> 
 def test_every_code_is_of_some_operation() -> None:
     """No error is listed that nothing is answered with, but for those of no operation."""
     used = set().union(*map(codes_of, OPERATIONS.values()))
-    assert set(ERRORS) - used == {"method_not_allowed"}
+    assert set(ERRORS) - used == {"method_not_allowed", "head_timeout", "too_many_connections"}
 
 
 # --- examples
