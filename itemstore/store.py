@@ -341,15 +341,12 @@ class ItemStore(ShortForms):
         ``order`` is created, updated, id or a field such as data.price, with a ``-`` before it for
         the other direction; ``prefix`` is what the ids begin with; ``count`` is none, exact or
         estimated; ``filters`` is ``{"data.price": ["gte.10", "lt.20"], "data.status": "eq.open"}``;
-        with ``fields`` the items' data hold only these; docs/queries.md has the whole notation.
-        ``hints``: whether to tell of missing indexes.
-        Raises InvalidParameter, InvalidCursor, QueryTooSlow, or DatabaseUnavailable.
+        with ``fields`` the data hold only these; docs/queries.md has the whole notation. ``hints``
+        tells of missing indexes. Raises InvalidParameter, InvalidCursor, QueryTooSlow, Unavailable.
         """
         self._check_open()
-        time_limit_s = self.options.query_timeout_s
-        asked = listing.understand(
-            limit, order, cursor, prefix, count, filters, fields, time_limit_s
-        )
+        limit_s = self.options.query_timeout_s
+        asked = listing.understand(limit, order, cursor, prefix, count, filters, fields, limit_s)
         await self.flush()
         return await self._lister.page(asked, hints=hints)
 

@@ -162,7 +162,7 @@ async def test_its_commands_do_what_they_show(dsn: str) -> None:
     assert len(commands) == len(operations()) + 1  # and one with a key
     async with service_over(Postgres(dsn)) as service:
         for command in commands:
-            if "/quarantine/" in command:
+            if "/quarantine/" in command or "/keys/" in command:
                 continue  # nothing is in there
             await make(service.api, "grace", {"name": "Grace", "born": 1906})
             typed = command.replace(reference.ADDRESS, f"127.0.0.1:{service.port}")

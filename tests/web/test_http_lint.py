@@ -11,7 +11,7 @@ import io
 import re
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import aiohttp
@@ -22,8 +22,13 @@ from httplint.note import levels
 from multidict import CIMultiDict
 from yarl import URL
 
+from itemstore.core.caller import Role
+from itemstore.core.rate import Rate
 from itemstore.storage.postgres import Postgres
 from itemstore.web.app import ROUTES
+from itemstore.web.limits import Limits
+from itemstore.web.traffic import Kind
+from tests.web.callers import KEYS, caller
 from tests.web.conftest import Service, head, make, request, service_over
 from tests.web.contract import template
 
@@ -108,6 +113,11 @@ CALLS: Final = [
     Call(404, "GET", "/quarantine/nobody"),
     Call(404, "POST", "/quarantine/nobody"),
     Call(404, "DELETE", "/quarantine/nobody"),
+    Call(201, "POST", "/keys", JSON, b'{"name":"lint","role":"read"}'),
+    Call(422, "POST", "/keys", JSON, b'{"name":"lint","role":"king"}'),
+    Call(200, "GET", "/keys"),
+    Call(404, "DELETE", "/keys/12345678"),
+    Call(200, "GET", "/audit"),
     Call(200, "GET", "/livez"),
     Call(200, "GET", "/readyz"),
     Call(200, "GET", "/stats"),
@@ -120,7 +130,7 @@ CALLS: Final = [
     Call(404, "GET", "/"),
     Call(404, "GET", "/nowhere"),
     *(Call(405, "TRACE", path) for path in ("/items", "/items/lint", "/items:batch", "/docs")),
-    *(Call(405, "OPTIONS", path) for path in ("/items", "/items/lint", "/import", "/livez")),
+    *(Call(204, "OPTIONS", path) for path in ("/items", "/items/lint", "/import", "/livez")),
     *(Call(400, "GET", f"{path}?x=1") for path in ("/livez", "/metrics", "/quarantine", "/docs")),
 ]
 
@@ -215,6 +225,32 @@ async def test_nothing_is_wrong_with_an_answer(service: Service, tag: str, call:
     assert [] == list(notes(service.api.url, call, told))
 
 
+#: By a server that asks who calls.
+REFUSED: Final = [
+    Call(401, "GET", "/items/lint"),
+    Call(401, "GET", "/items", {"Authorization": "Basic YTpi"}),
+    Call(401, "PUT", "/items/lint", JSON | {"Authorization": "Bearer itemkey_x"}, b'{"data":{}}'),
+    Call(403, "POST", "/keys", JSON | {"Authorization": "Bearer {reader}"}, b"{}"),
+]
+
+
+async def test_nothing_is_wrong_with_a_refusal(dsn: str) -> None:
+    """Of who is not known, may not, or asks too often."""
+    limits = Limits({Kind.WRITE: Rate.parse("1/d")})
+    async with service_over(Postgres(dsn), access=KEYS, limited=limits) as service:
+        reader, writer = [await caller(service, role) for role in (Role.READ, Role.WRITE)]
+        for call in REFUSED:
+            shown = {
+                key: each.replace("{reader}", reader.token) for key, each in call.headers.items()
+            }
+            asked = replace(call, headers=shown)
+            assert [] == list(notes(service.api.url, asked, await ask(service.api.url, asked)))
+        for status in (201, 429):
+            headers = JSON | {"Authorization": f"Bearer {writer.token}"}
+            call = Call(status, "PUT", f"/items/{status}", headers, b'{"data":{}}')
+            assert [] == list(notes(service.api.url, call, await ask(service.api.url, call)))
+
+
 async def test_every_route_is_asked() -> None:
     """Each route stands in the calls with an answer that is no error, if it can have one here."""
     paths = {template(route.path) for route in ROUTES}
@@ -306,10 +342,10 @@ async def test_allow_names_what_is_allowed(service: Service, tag: str, path: str
     """A method is in Allow exactly if it is not 405."""
     target = re.sub(r"{\w+}", "nobody", path)
     refused = await ask(service.api.url, Call(405, "TRACE", target))
-    allowed = set(refused.headers["Allow"].split(","))
+    allowed = set(refused.headers["Allow"].split(", "))
 
     known = {each.method for each in ROUTES if template(each.path) == path}
-    assert allowed == known | ({"HEAD"} if "GET" in known else set())
+    assert allowed == known | {"OPTIONS"} | ({"HEAD"} if "GET" in known else set())
 
 
 @pytest.mark.parametrize(

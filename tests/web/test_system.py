@@ -13,7 +13,9 @@ import psycopg
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from itemstore.core.rate import Rate
 from itemstore.errors import StartupError
+from itemstore.log import library_logger
 from itemstore.metrics import METRICS as STORE
 from itemstore.metrics import Metric
 from itemstore.options import Options, Preload
@@ -21,8 +23,11 @@ from itemstore.storage.postgres import Postgres
 from itemstore.store import ItemStore
 from itemstore.surroundings import SURROUNDINGS, Surroundings
 from itemstore.web.app import ROUTES, make_app
+from itemstore.web.limits import Limits
 from itemstore.web.numbers import HTTP
 from itemstore.web.server import listening_socket
+from itemstore.web.shared import Shared
+from itemstore.web.traffic import Kind
 from tests.web.conftest import Gate, Service, make, service_over, serving
 
 # --- health
@@ -189,7 +194,10 @@ async def everything(dsn: str, tmp_path: Path) -> AsyncIterator[Service]:
     storage = Postgres(dsn)
     around = Surroundings(storage, tmp_path)
     options = Options(journal_dir=tmp_path / "journal")
-    async with service_over(storage, options, around=around) as service:
+    rate = Rate.parse("1000/s")
+    shared = Shared("redis://127.0.0.1:1", library_logger())
+    limits = Limits({Kind.HEAVY: rate}, failures=rate, shared=shared)
+    async with service_over(storage, options, around=around, limited=limits) as service:
         await around.look()
         yield service
 
