@@ -17,6 +17,7 @@ import schemathesis
 from schemathesis.core.failures import AcceptedNegativeData, Failure
 from schemathesis.openapi.checks import RejectedPositiveData
 
+from itemstore.core.confinement import PREFIX_MAX_BYTES
 from itemstore.core.data import DEPTH_MAX, INT_MAX, INT_MIN
 from itemstore.core.item import ID_MAX_BYTES
 from itemstore.core.query import parse_filters
@@ -85,8 +86,8 @@ def _has_odd_data(case: Case) -> bool:
 def _has_odd_id(case: Case) -> bool:
     """More bytes than an id has, in the path or in the body."""
     body = case.body if isinstance(case.body, Mapping) else {}
-    ids = [unquote(str(case.path_parameters.get("id", ""))), body.get("id")]
-    return any(isinstance(each, str) and len(each.encode()) > ID_MAX_BYTES for each in ids)
+    ids = [unquote(str(case.path_parameters.get("id", ""))), body.get("id"), body.get("prefix")]
+    return any(isinstance(each, str) and len(each.encode()) > PREFIX_MAX_BYTES for each in ids)
 
 
 def _has_another_id(case: Case) -> bool:
@@ -94,6 +95,21 @@ def _has_another_id(case: Case) -> bool:
     body = case.body if isinstance(case.body, Mapping) else {}
     given = case.path_parameters.get("id")
     return "id" in body and given is not None and body["id"] != unquote(str(given))
+
+
+def _has_odd_key(case: Case) -> bool:
+    """An admin with a prefix, a time that is none, or a name that cannot be shown."""
+    body = case.body if isinstance(case.body, Mapping) else {}
+    return case.path == "/keys" and (
+        body.get("expires_at") is not None
+        or (body.get("role") == "admin" and "prefix" in body)
+        or not str(body.get("name")).isprintable()
+    )
+
+
+def _is_repeated(case: Case) -> bool:
+    """The examples all have the same key."""
+    return "Idempotency-Key" in case.headers
 
 
 def _has_odd_tags(case: Case) -> bool:
@@ -106,6 +122,10 @@ def _has_odd_tags(case: Case) -> bool:
 def _has_odd_parameters(case: Case) -> bool:
     """Of CSV where none is asked for, too long a prefix, or a filter whose value does not fit."""
     query = dict(case.query)
+    if case.path == "/audit" and (
+        {"since", "until"} & set(query) or not str(query.get("caller", "")).isprintable()
+    ):
+        return True
     if (
         case.path == "/export"
         and query.get("format") != "csv"
@@ -115,6 +135,7 @@ def _has_odd_parameters(case: Case) -> bool:
     if any(len(str(query.get(name, "")).encode()) > ID_MAX_BYTES for name in ("prefix", "after")):
         return True
     known = {"limit", "cursor", "order", "prefix", "count", "fields", "after", "format", "formulas"}
+    known |= {"id", "caller"} if case.path == "/audit" else set()
     try:
         parse_filters({name: value for name, value in query.items() if name not in known})
     except InvalidParameter:
@@ -126,7 +147,8 @@ def _has_odd_parameters(case: Case) -> bool:
 WORDS: Final[Mapping[str, Callable[[Case], bool]]] = {
     "invalid_data": _has_odd_data,
     "invalid_id": _has_odd_id,
-    "invalid_item": _has_another_id,
+    "invalid_item": lambda case: _has_another_id(case) or _has_odd_key(case),
+    "idempotency_key_reused": _is_repeated,
     "invalid_parameter": _has_odd_parameters,
     "invalid_etag": _has_odd_tags,
     "invalid_cursor": lambda case: "cursor" in case.query,
