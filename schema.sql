@@ -309,11 +309,15 @@ CREATE TABLE IF NOT EXISTS api_keys (
     prefix     text COLLATE "C" NOT NULL DEFAULT '',
     created_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     expires_at timestamptz,
+    max_items  bigint,
+    max_bytes  bigint,
     CONSTRAINT api_keys_id     CHECK (id ~ '^[0-9A-Za-z]{8}$'),
     CONSTRAINT api_keys_digest CHECK (octet_length(digest) = 32),
     CONSTRAINT api_keys_name   CHECK (char_length(name) BETWEEN 1 AND 100),
     CONSTRAINT api_keys_role   CHECK (role IN ('read', 'write') OR (role = 'admin' AND prefix = '')),
-    CONSTRAINT api_keys_prefix CHECK (octet_length(prefix) <= 504)
+    CONSTRAINT api_keys_prefix CHECK (octet_length(prefix) <= 504),
+    CONSTRAINT api_keys_items  CHECK (max_items BETWEEN 1 AND 9007199254740991),
+    CONSTRAINT api_keys_bytes  CHECK (max_bytes BETWEEN 1 AND 9007199254740991)
 );
 
 COMMENT ON TABLE  api_keys            IS 'The keys by which callers show who they are; deleting a row revokes its key.';
@@ -324,6 +328,8 @@ COMMENT ON COLUMN api_keys.role       IS 'read, write or admin.';
 COMMENT ON COLUMN api_keys.prefix     IS 'What the ids begin with that it is confined to; empty for none.';
 COMMENT ON COLUMN api_keys.created_at IS 'When it was made.';
 COMMENT ON COLUMN api_keys.expires_at IS 'From then on it lets nobody in; NULL for never.';
+COMMENT ON COLUMN api_keys.max_items  IS 'Its quota: with how many items under its prefix it adds no more; NULL for none.';
+COMMENT ON COLUMN api_keys.max_bytes  IS 'The same of the bytes of their data.';
 
 CREATE OR REPLACE FUNCTION itemstore_keys_changed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -259,13 +259,17 @@ def create_key(
         str, typer.Option(help="Confine it to ids that begin so; not for an admin.")
     ] = "",
     expires: Annotated[str, typer.Option(help="When it is over: a time from now, as 90d.")] = "",
+    max_items: Annotated[
+        int | None, typer.Option(help="With how many items under its prefix it adds no more.")
+    ] = None,
+    max_bytes: Annotated[str, typer.Option(help="The same in bytes of their data, as 10MiB.")] = "",
     url: _ServerUrl = "",
     token: _Token = "",
 ) -> None:
     """Make a key and show it, this once."""
     from itemstore import keys as commands
 
-    wanted = commands.Wanted(name, role, prefix, expires)
+    wanted = commands.Wanted(name, role, prefix, expires, max_items, max_bytes)
     sys.exit(commands.create(_settings(), wanted, url, token))
 
 

@@ -19,6 +19,7 @@ from structlog.typing import FilteringBoundLogger
 from itemstore.core.apikey import (
     ID_BYTES,
     NAME_LENGTH_MAX,
+    QUOTA_MAX,
     SECRET_BYTES,
     ApiKey,
     compose,
@@ -96,7 +97,14 @@ class Keyring:
         return await _asked(self._table.all())
 
     async def add(
-        self, name: str, role: Role, prefix: str = "", expires_us: int | None = None
+        self,
+        name: str,
+        role: Role,
+        prefix: str = "",
+        expires_us: int | None = None,
+        *,
+        max_items: int | None = None,
+        max_bytes: int | None = None,
     ) -> tuple[ApiKey, str]:
         """A new key: as it is kept, and as it is shown this once.
 
@@ -104,8 +112,12 @@ class Keyring:
         """
         now_us = int(self._now_s() * 1e6)
         _check(name, role, prefix, expires_us, now_us)
+        _check_quota("max_items", max_items)
+        _check_quota("max_bytes", max_bytes)
         key_id, token = compose(secrets.token_bytes(ID_BYTES), secrets.token_bytes(SECRET_BYTES))
-        key = ApiKey(key_id, digest(token), name, role, prefix, now_us, expires_us)
+        key = ApiKey(
+            *(key_id, digest(token), name, role, prefix, now_us, expires_us, max_items, max_bytes)
+        )
         async with self._reading:  # or what is being read would be older, and take its place
             if not await _asked(self._table.add(key)):
                 raise TooManyKeys(
@@ -181,6 +193,15 @@ def _check(name: str, role: Role, prefix: str, expires_us: int | None, now_us: i
         )
     if expires_us is not None and not now_us < expires_us < TIME_END_US:
         raise InvalidItem("expires_at is over already.", pointer="/expires_at")
+
+
+def _check_quota(member: str, most: int | None) -> None:
+    if most is not None and not 1 <= most <= QUOTA_MAX:
+        raise InvalidItem(
+            f"{member} is from 1 to {QUOTA_MAX:,}; without it there is no such quota. A key that "
+            "is to add nothing has the role read.",
+            pointer=f"/{member}",
+        )
 
 
 async def _asked(call: Awaitable[T]) -> T:

@@ -10,10 +10,11 @@ import asyncio
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 import structlog
+from pydantic import ByteSize, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 
@@ -28,6 +29,9 @@ from itemstore.storage import StorageError
 from itemstore.storage.postgres import Postgres
 from itemstore.web.keys import shown
 
+_COLUMNS: Final = ("id", "name", "role", "prefix", "items", "bytes", "created", "expires")
+_sizes: Final = TypeAdapter(ByteSize)
+
 T = TypeVar("T")
 
 
@@ -39,6 +43,8 @@ class Wanted:
     role: str
     prefix: str
     expires: str  #: a time from now; empty for never
+    max_items: int | None  #: None for no quota
+    max_bytes: str  #: a size; empty for no quota
 
 
 def create(settings: Settings, wanted: Wanted, url: str, token: str) -> int:
@@ -49,13 +55,26 @@ def create(settings: Settings, wanted: Wanted, url: str, token: str) -> int:
             raise InvalidItem(f"--role is one of {', '.join(ROLES)}.")
         expires = _expiry(wanted.expires)
         expires_us = None if expires is None else microseconds(expires)
-        key, made = await keyring.add(wanted.name, ROLES[wanted.role], wanted.prefix, expires_us)
+        key, made = await keyring.add(
+            wanted.name,
+            ROLES[wanted.role],
+            wanted.prefix,
+            expires_us,
+            max_items=wanted.max_items,
+            max_bytes=_size(wanted.max_bytes),
+        )
         return {**shown(key), "key": made}
 
     def tell(console: Console) -> None:
         if url:
-            value = {"name": wanted.name, "role": wanted.role, "prefix": wanted.prefix}
-            value |= {"expires_at": _expiry(wanted.expires)}  # type: ignore[dict-item]
+            value = {
+                "name": wanted.name,
+                "role": wanted.role,
+                "prefix": wanted.prefix,
+                "expires_at": _expiry(wanted.expires),
+                "max_items": wanted.max_items,
+                "max_bytes": _size(wanted.max_bytes),
+            }
             made = ask(Server(url, token), "/keys", "POST", value)
         else:
             made = _with_keyring(settings, add)
@@ -78,13 +97,15 @@ def show(settings: Settings, url: str, token: str) -> int:
         if not found:
             console.print("There is no key yet. Make one: itemstore keys create <name>")
             return
-        table = Table("id", "name", "role", "prefix", "created", "expires", box=None)
+        table = Table(*_COLUMNS, box=None)
         now = timestamp(int(time.time() * 1e6)).decode()
         for each in found:
             expires = each["expires_at"] or "never"
             expires += " (over)" if expires < now else ""
+            quota = (_most(each["max_items"]), _most(each["max_bytes"]))
             table.add_row(
-                *(each[name] for name in ("id", "name", "role", "prefix", "created_at")), expires
+                *(each[name] for name in ("id", "name", "role", "prefix")),
+                *(*quota, each["created_at"], expires),
             )
         console.print(table, markup=False)
 
@@ -112,6 +133,20 @@ def _expiry(given: str) -> str | None:
         return timestamp(int((time.time() + seconds(given)) * 1e6)).decode()
     except (ValueError, OverflowError):
         raise InvalidItem("--expires is a time from now, such as 12h or 90d.") from None
+
+
+def _size(given: str) -> int | None:
+    """In bytes. Raises InvalidItem."""
+    if not given:
+        return None
+    try:
+        return int(_sizes.validate_python(given))
+    except (ValueError, OverflowError):
+        raise InvalidItem("--max-bytes is a size, such as 10MiB.") from None
+
+
+def _most(quota: int | None) -> str:
+    return "" if quota is None else f"up to {quota:,}"
 
 
 def _with_keyring(settings: Settings, call: Callable[[Keyring], Coroutine[Any, Any, T]]) -> T:

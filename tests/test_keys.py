@@ -55,7 +55,8 @@ async def service(dsn: str) -> AsyncIterator[Service]:
 async def test_a_key_is_made_listed_and_revoked(service: Service, dsn: str, way: str) -> None:
     """Both ways alike; what is printed on standard output is the key and nothing else."""
     to = ("--url", service.api.url, "--token", API_KEY) if way == "server" else ()
-    asked = ("shop", "--role", "write", "--prefix", "shop/", "--expires", "90d")
+    asked: tuple[str, ...] = ("shop", "--role", "write", "--prefix", "shop/", "--expires", "90d")
+    asked += ("--max-items", "1", "--max-bytes", "10MiB")
     made = await run(dsn, "keys", "create", *asked, *to)
     assert 0 == made.exit_code, made.output
     token = made.stdout.strip()
@@ -63,7 +64,7 @@ async def test_a_key_is_made_listed_and_revoked(service: Service, dsn: str, way:
     assert key_id is not None
     assert key_id in made.stderr
     listed = await run(dsn, "keys", "list", *to)
-    for each in (key_id, "shop", "write", "shop/"):
+    for each in (key_id, "shop", "write", "shop/", "up to 1 ", "up to 10,485,760"):
         assert each in listed.stdout
     assert token not in listed.stdout
     calling = Calling(service.api, token)
@@ -71,6 +72,7 @@ async def test_a_key_is_made_listed_and_revoked(service: Service, dsn: str, way:
     keyring = service.keyring
     await until(lambda: keyring.find(token) is not None or not keyring.is_known)
     assert 201 == (await calling("PUT", "/items/shop%2Fa", {"data": {}})).status
+    assert 403 == (await calling("PUT", "/items/shop%2Fb", {"data": {}})).status
 
     revoked = await run(dsn, "keys", "revoke", key_id, *to)
 
@@ -88,6 +90,8 @@ async def test_a_key_is_made_listed_and_revoked(service: Service, dsn: str, way:
         *(("a", "--role", "root"), ("a", "--expires", "soon"), ("a" * 101,), ("",)),
         ("a", "--role", "admin", "--prefix", "b"),
         ("a", "--expires", "9999999d"),
+        *(("a", "--max-items", "0"), ("a", "--max-bytes", "much"), ("a", "--max-bytes", "0")),
+        *(("a", "--max-bytes", "-1"), ("a", "--max-bytes", "9" * 400)),
     ],
     ids=str,
 )

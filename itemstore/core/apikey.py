@@ -23,6 +23,7 @@ from itemstore.core.ids import ALPHABET
 SECRET_BYTES: Final = 32
 ID_BYTES: Final = 8
 NAME_LENGTH_MAX: Final = 100  # characters
+QUOTA_MAX: Final = 2**53 - 1  # beyond it JSON's numbers are not exact everywhere (RFC 8259, 6)
 
 _ID_LENGTH: Final = 8
 _SECRET_LENGTH: Final = 43  # 62^43 > 2^256
@@ -40,11 +41,13 @@ class ApiKey:
     role: Role
     prefix: str  #: of the ids it is confined to
     created_us: int
-    expires_us: int | None  #: microseconds since 1970; None: never
+    expires_us: int | None = None  #: microseconds since 1970; None: never
+    max_items: int | None = None  #: its quota; None: none
+    max_bytes: int | None = None
 
     @property
     def caller(self) -> Caller:
-        return Caller(f"key:{self.id}", self.role, self.prefix)
+        return Caller(f"key:{self.id}", self.role, self.prefix, self.max_items, self.max_bytes)
 
     def is_shown_by(self, token: str) -> bool:
         """Whether the token is this key. Takes as long for a wrong one as for the right one."""

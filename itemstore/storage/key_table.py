@@ -31,8 +31,8 @@ class KeyTable:
         """The keys, oldest first; those that are over too."""
         rows = await self._run(statements.KEYS, {"limit": KEYS_MAX})
         return [
-            ApiKey(key_id, digest, name, ROLES[role], prefix, created_us, expires_us)
-            for key_id, digest, name, role, prefix, created_us, expires_us in rows
+            ApiKey(key_id, digest, name, ROLES[role], *others)
+            for key_id, digest, name, role, *others in rows
         ]
 
     async def add(self, key: ApiKey) -> bool:
@@ -45,6 +45,8 @@ class KeyTable:
             "prefix": key.prefix,
             "created": key.created_us,
             "expires": key.expires_us,
+            "max_items": key.max_items,
+            "max_bytes": key.max_bytes,
             "most": KEYS_MAX,
         }
         return bool(await self._run(statements.ADD_KEY, parameters))

@@ -511,16 +511,17 @@ KEYS_REVISION: Final = "SELECT keys_revision FROM store_meta"
 KEYS: Final = """
 SELECT id, digest, name, role, prefix,
        (extract(epoch FROM created_at) * 1000000)::bigint,
-       (extract(epoch FROM expires_at) * 1000000)::bigint
+       (extract(epoch FROM expires_at) * 1000000)::bigint, max_items, max_bytes
   FROM api_keys ORDER BY created_at, id LIMIT %(limit)s
 """
 
 #: Adding a key again changes nothing. No row, if there are as many as there may be.
 ADD_KEY: Final = """
-INSERT INTO api_keys (id, digest, name, role, prefix, created_at, expires_at)
+INSERT INTO api_keys (id, digest, name, role, prefix, created_at, expires_at, max_items, max_bytes)
 SELECT %(id)s, %(digest)s, %(name)s, %(role)s, %(prefix)s,
        timestamptz '1970-01-01 00:00:00+00' + %(created)s::bigint * interval '1 microsecond',
-       timestamptz '1970-01-01 00:00:00+00' + %(expires)s::bigint * interval '1 microsecond'
+       timestamptz '1970-01-01 00:00:00+00' + %(expires)s::bigint * interval '1 microsecond',
+       %(max_items)s, %(max_bytes)s
  WHERE (SELECT count(*) FROM api_keys) < %(most)s
     ON CONFLICT (id) DO UPDATE SET digest = excluded.digest WHERE api_keys.digest = excluded.digest
 RETURNING id

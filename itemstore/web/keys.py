@@ -15,7 +15,7 @@ from itemstore.web import requests
 from itemstore.web.access import keyring
 from itemstore.web.system import momentary
 
-_MEMBERS: Final = ("name", "role", "prefix", "expires_at")
+_MEMBERS: Final = ("name", "role", "prefix", "expires_at", "max_items", "max_bytes")
 
 
 async def create_key(request: web.Request) -> web.Response:
@@ -28,7 +28,12 @@ async def create_key(request: web.Request) -> web.Response:
     if role is None:
         raise InvalidItem(f"role is one of {', '.join(ROLES)}.", pointer="/role")
     key, token = await keyring(request).add(
-        _text(value, "name"), role, _text(value, "prefix"), _expiry(value)
+        _text(value, "name"),
+        role,
+        _text(value, "prefix"),
+        _expiry(value),
+        max_items=_number(value, "max_items"),
+        max_bytes=_number(value, "max_bytes"),
     )
     return web.Response(
         status=201,
@@ -61,6 +66,8 @@ def shown(key: ApiKey) -> dict[str, Any]:
         "prefix": key.prefix,
         "created_at": timestamp(key.created_us).decode(),
         "expires_at": expires,
+        "max_items": key.max_items,
+        "max_bytes": key.max_bytes,
     }
 
 
@@ -68,6 +75,13 @@ def _text(value: dict[str, Any], member: str) -> str:
     given = value.get(member, "")
     if type(given) is not str:
         raise InvalidItem(f"{member} is a text.", pointer=f"/{member}")
+    return given
+
+
+def _number(value: dict[str, Any], member: str) -> int | None:
+    given = value.get(member)
+    if given is not None and type(given) is not int:
+        raise InvalidItem(f"{member} is a whole number, or null.", pointer=f"/{member}")
     return given
 
 

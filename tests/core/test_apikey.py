@@ -71,4 +71,5 @@ def test_what_is_kept_does_not_let_in() -> None:
 
     assert not key.is_shown_by(key.digest.hex())
     assert Caller(f"key:{key_id}", Role.WRITE, "a/") == key.caller
+    assert not key.caller.has_quota
     assert token[17:] not in repr(key)

@@ -29,9 +29,9 @@ def admin(api: Api) -> Calling:
     return Calling(api, API_KEY)
 
 
-async def caller(service: Service, role: Role, prefix: str = "") -> Calling:
+async def caller(service: Service, role: Role, prefix: str = "", **quota: int | None) -> Calling:
     """With a new key."""
     guard_keys = service.keyring
     assert guard_keys is not None
-    _, token = await guard_keys.add("a test", role, prefix)
+    _, token = await guard_keys.add("a test", role, prefix, **quota)
     return Calling(service.api, token)

@@ -187,7 +187,7 @@ async def make(api: Api, item_id: str, data: Any = None, **headers: Any) -> Answ
     return answer
 
 
-async def count_of(api: Api, prefix: str) -> int:
+async def count_of(api: Callable[..., Awaitable[Answer]], prefix: str) -> int:
     """How many items there are whose ids begin so."""
     answer = await api("GET", f"/items?count=exact&limit=1&prefix={quote(prefix, safe='')}")
     count: int = answer.json["count"]

@@ -240,6 +240,11 @@ BAD_KEYS: Final[tuple[Any, ...]] = (
         {"name": "a", "role": "read", "expires_at": "soon"},
         {"name": "a", "role": "read", "expires_at": 1},
     ),
+    *(
+        {"name": "a", "role": "write", member: quota}
+        for member in ("max_items", "max_bytes")
+        for quota in (0, -1, 2**53, 2**63 - 1, 1.5, True, "2", [2])
+    ),
 )
 
 
@@ -248,8 +253,11 @@ async def test_a_key_that_is_not_described_is_422(api: Api, wanted: Any) -> None
     """And none is made."""
     before = (await admin(api)("GET", "/keys")).json
 
-    (await admin(api)("POST", "/keys", wanted)).is_problem(422, "invalid_item")
+    problem = (await admin(api)("POST", "/keys", wanted)).is_problem(422, "invalid_item")
 
+    for member in ("max_items", "max_bytes"):
+        if member in wanted:
+            assert f"/{member}" == problem["pointer"]
     assert before == (await admin(api)("GET", "/keys")).json
 
 

@@ -30,20 +30,27 @@ from tests.web.test_lane import EPOCH_US, Side, _count_answers, _request_id, com
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-#: Name → role, prefix, and how many seconds from now it is over; the same keys on both sides.
+#: Name → role, prefix, how many seconds from now it is over, and its quota of items; the same keys
+#: on both sides.
 CALLERS: Final = {
-    "reader": ("read", "", None),
-    "writer": ("write", "", None),
-    "boss": ("admin", "", None),
-    "tenant": ("write", "k", None),
-    "guest": ("read", "k1", None),
-    "former": ("write", "", -1),
+    "reader": ("read", "", None, None),
+    "writer": ("write", "", None, None),
+    "boss": ("admin", "", None, None),
+    "tenant": ("write", "k", None, None),
+    "lodger": ("write", "k", None, 3),
+    "saver": ("write", "m", None, 2),
+    "guest": ("read", "k1", None, None),
+    "former": ("write", "", -1, None),
 }
 TOKENS: Final = {
     name: compose(name.encode().ljust(8), sha256(name.encode()).digest()) for name in CALLERS
 }
 HEADERS: Final = (
-    *(f"Authorization: Bearer {token}".encode() for _, token in TOKENS.values()),
+    *(
+        f"Authorization: Bearer {token}".encode()
+        for name, (_, token) in TOKENS.items()
+        if name != "saver"  # which begins with an empty store
+    ),
     *(f"authorization:bearer  {TOKENS['writer'][1]} ".encode(), b"Authorization: Bearer"),
     *(f"Authorization: Bearer {API_KEY}".encode(), b"Authorization: Basic YTpi", b"X-None: 1"),
     f"Authorization: Bearer {TOKENS['reader'][1][:-1]}~".encode(),
@@ -71,12 +78,13 @@ async def guarded(server_dsn: str, *, fast: bool) -> AsyncIterator[Side]:
         await until(lambda: store.cache.hydrated)
         with psycopg.connect(dsn, autocommit=True) as connection:
             connection.execute("UPDATE id_blocks SET key = 1")
-            for name, (role, prefix, over_s) in CALLERS.items():
+            for name, (role, prefix, over_s, max_items) in CALLERS.items():
                 key_id, token = TOKENS[name]
+                digest = sha256(token.encode()).digest()
                 connection.execute(
-                    "INSERT INTO api_keys (id, digest, name, role, prefix, expires_at)"
-                    " VALUES (%s, %s, %s, %s, %s, now() + %s * interval '1 second')",
-                    (key_id, sha256(token.encode()).digest(), name, role, prefix, over_s),
+                    "INSERT INTO api_keys (id, digest, name, role, prefix, max_items, expires_at)"
+                    " VALUES (%s, %s, %s, %s, %s, %s, now() + %s * interval '1 second')",
+                    (key_id, digest, name, role, prefix, max_items, over_s),
                 )
         store.clock.newest = EPOCH_US
         store.is_pending = lambda item_id: False  # type: ignore[method-assign]
@@ -121,6 +129,21 @@ async def test_the_lane_lets_in_whom_the_route_lets_in(sides: tuple[Side, Side])
     answered = sides[0].answered
     assert len(answered) > ROUNDS / 4, "the lane had hardly a part in it"
     assert not [each for each in answered if TOKENS["former"][1].encode() in each]
+
+
+async def test_the_lane_keeps_quotas(sides: tuple[Side, Side]) -> None:
+    """The first write, before which PostgreSQL counts, one that fits, and one that does not."""
+    lines = b"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n" % TOKENS["saver"][1].encode()
+    await compare(sides, [b"GET /items/m1 %b\r\n" % lines])  # from now on the lane knows the key
+    before = len(sides[0].answered)
+
+    put = b'PUT /items/%%b %bContent-Length: 11\r\n\r\n{"data":{}}' % lines
+    asked = [put % each for each in (b"m1", b"m2", b"m3", b"m1")]
+    answers = [await compare(sides, [each]) for each in asked]
+
+    assert [b"201", b"201", b"403", b"200"] == [each[9:12] for each in answers]
+    assert b'"code":"quota_exceeded"' in answers[2]
+    assert asked == [each for each in sides[0].answered[before:] if each in asked]
 
 
 async def test_the_lane_asks_a_stranger_never(sides: tuple[Side, Side]) -> None:
