@@ -40,6 +40,11 @@ SELECT id, version, at, error, pg_size_pretty(octet_length(data)::bigint) AS dat
  ORDER BY at DESC
  LIMIT 100;
 
+-- name: keys
+SELECT id, name, role, prefix, created_at, expires_at, expires_at < clock_timestamp() AS expired
+  FROM api_keys
+ ORDER BY expires_at NULLS LAST, created_at;
+
 -- name: contradictions
 SELECT 'live, and deleted by a newer version' AS what, i.id, i.version
   FROM items i JOIN tombstones t ON t.id = i.id AND t.version >= i.version
@@ -101,7 +106,7 @@ SELECT relname AS table, n_live_tup AS live, n_dead_tup AS dead,
        round(100.0 * n_dead_tup / nullif(n_live_tup + n_dead_tup, 0), 1) AS dead_percent,
        last_autovacuum, last_vacuum, last_autoanalyze, autovacuum_count
   FROM pg_stat_user_tables
- WHERE relid IN ('items'::regclass, 'tombstones'::regclass)
+ WHERE relid IN ('items'::regclass, 'tombstones'::regclass, 'audit'::regclass, 'idempotency'::regclass)
  ORDER BY relname;
 
 -- name: transaction_ids

@@ -67,7 +67,7 @@ class Access:
         """Who can reach the port, in words."""
         if self.host is None:
             return "all addresses"
-        if not _is_loopback(self.host):
+        if not is_loopback(self.host):
             return self.host
         if self.auth == "none":
             return (
@@ -111,7 +111,7 @@ def _check_said(settings: Settings, kinds: tuple[str, ...]) -> None:
     place = None
     if settings.railway_environment_name:
         place = "On Railway the store can be reached by others"
-    elif settings.host is not None and not _is_loopback(settings.host):
+    elif settings.host is not None and not is_loopback(settings.host):
         place = f"HOST={settings.host} can be reached by others"
     if place is not None:
         raise StartupError(
@@ -121,7 +121,8 @@ def _check_said(settings: Settings, kinds: tuple[str, ...]) -> None:
         )
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -180,7 +181,7 @@ def _check_address(url: str) -> None:
     try:
         parts = urlsplit(url)
         is_safe = parts.scheme == "https" or (
-            parts.scheme == "http" and _is_loopback(parts.hostname or "")
+            parts.scheme == "http" and is_loopback(parts.hostname or "")
         )
     except ValueError:
         is_safe = False

@@ -1,7 +1,8 @@
 """``itemstore doctor``: what is wrong with a running deployment, why it matters, what to type.
 
 It asks the server for /readyz, /stats and /metrics and, where DATABASE_URL is set, PostgreSQL; it
-changes nothing. What is found is decided by plain functions over what was seen.
+changes nothing. /readyz it asks as a stranger too, for what anybody would be told. What is found is
+decided by plain functions over what was seen.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from itemstore import asking
+from itemstore.access import is_loopback
 from itemstore.asking import Answer, NoAnswer
 from itemstore.check import mib, platform, server_settings
 from itemstore.finding import Finding, Verdict, console, tell
@@ -31,6 +34,9 @@ ERROR_SHARE_MAX: Final = 0.01
 P95_MAX_S: Final = 1.0
 CLOCK_MAX_S: Final = 5.0
 
+#: In /readyz for those who may know of the whole store.
+_TOLD: Final = {"ready", "lease", "database", "journal"}
+
 _WHY_AWAY: Final = "what is accepted is kept in memory and in the journal, and not in PostgreSQL"
 _LEASE_QUERY: Final = "psql \"$DATABASE_URL\" -c 'TABLE writer_lease'"
 
@@ -41,10 +47,13 @@ Samples = dict[str, list[tuple[dict[str, str], float]]]
 class Seen:
     """What the deployment said; what it would not say is empty."""
 
-    state: dict[str, Any]  #: /readyz
+    state: dict[str, Any]  #: /readyz; whether it is ready is what everybody is told
     numbers: dict[str, float] = field(default_factory=dict)  #: /stats
     samples: Samples = field(default_factory=dict)  #: /metrics: by name, labels and value
-    refused: int = 0  #: the status of /stats, if it was not to be had
+    refused: int = 0  #: the status of /stats or /metrics, if they were not to be had
+    refusal: str = ""  #: why, in the server's words
+    has_token: bool = False
+    is_open: bool = False  #: whether strangers are told everything
     clock_s: float | None = None  #: the server's, since 1970
     server: Server | None = None
     lease: Lease | None = None
@@ -70,15 +79,20 @@ def doctor(settings: Settings, where: asking.Server) -> int:
 
 async def _look(settings: Settings, where: asking.Server) -> Seen:
     """Raises NoAnswer."""
-    ready, stats, metrics = [
-        await asyncio.to_thread(asking.get, where, path)
-        for path in ("/readyz", "/stats", "/metrics")
+    stranger, ready, stats, metrics = [
+        await asyncio.to_thread(asking.get, who, path)
+        for who, path in (
+            (asking.Server(where.url), "/readyz"),
+            *((where, path) for path in ("/readyz", "/stats", "/metrics")),
+        )
     ]
     seen: dict[str, Any] = {"state": _state(ready, where.url), "clock_s": _clock(ready)}
+    seen |= {"is_open": _said(stranger).keys() >= _TOLD, "has_token": bool(where.token)}
     if stats.status == metrics.status == 200:
         seen |= {"numbers": json.loads(stats.body), "samples": _samples(metrics.body.decode())}
     else:
-        seen["refused"] = max(stats.status, metrics.status)
+        worse = max(stats, metrics, key=lambda answer: answer.status)
+        seen |= {"refused": worse.status, "refusal": str(_said(worse).get("detail", ""))}
     if settings.database_url is not None:
         try:
             seen["server"], seen["lease"] = await look(settings.database_url)
@@ -88,16 +102,22 @@ async def _look(settings: Settings, where: asking.Server) -> Seen:
 
 
 def _state(answer: Answer, url: str) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = json.loads(answer.body)
-        if {"ready", "lease", "database", "journal"} <= state.keys():
-            return state
-    except (ValueError, AttributeError):
-        pass
+    state = _said(answer)
+    if state.keys() == {"ready"} or state.keys() >= _TOLD:
+        return state
     raise NoAnswer(
         f"What answers at {url} is not an itemstore, or not this version: /readyz is "
         f"{answer.status}. Name the server with --url http://host:port."
     )
+
+
+def _said(answer: Answer) -> dict[str, Any]:
+    """The answer's JSON object; empty if it is none."""
+    try:
+        said = json.loads(answer.body)
+    except ValueError:
+        return {}
+    return said if isinstance(said, dict) else {}
 
 
 def _clock(answer: Answer) -> float | None:
@@ -123,35 +143,72 @@ def _samples(text: str) -> Samples:
 def findings(seen: Seen, settings: Settings, url: str) -> Iterator[Finding]:
     """Everything that was looked at, in no order."""
     yield _overall(seen, url)
-    yield from _database(seen)
-    yield from _lease(seen)
-    yield from _kept(seen, settings, url)
-    yield from _preload(seen, url)
+    yield from _callers(seen, url)
+    if seen.state.keys() >= _TOLD:
+        yield from _database(seen)
+        yield from _lease(seen)
+        yield from _kept(seen, settings, url)
+        yield from _preload(seen, url)
     yield from _room(seen)
+    yield from _redis(seen)
     yield from _answers(seen, url)
     yield from platform(settings)
     if seen.server is not None:
         yield from server_settings(seen.server)
         yield from _clocks(seen.server, seen.clock_s)
-    if seen.refused:
-        yield Finding(
-            Verdict.WARN,
-            f"/stats or /metrics answered {seen.refused}: the numbers were not looked at",
-            "itemstore doctor --token …, or ITEMSTORE_TOKEN, with a key of an admin",
-        )
 
 
 def _overall(seen: Seen, url: str) -> Finding:
     if seen.state["ready"]:
         items = seen.numbers.get("itemstore_cache_items")
         cached = "" if items is None else f", {items:,.0f} items in the cache"
-        return Finding(Verdict.OK, f"{url} is ready, lease {seen.state['lease']}{cached}")
+        lease = f", lease {seen.state['lease']}" if "lease" in seen.state else ""
+        return Finding(Verdict.OK, f"{url} is ready{lease}{cached}")
     return Finding(
         Verdict.FAIL,
         "the server is not ready: it is starting or stopping",
         "itemstore check; it says what a new connection to PostgreSQL meets",
         "every request for items gets 503",
     )
+
+
+def _callers(seen: Seen, url: str) -> Iterator[Finding]:
+    if seen.is_open and not is_loopback(urlsplit(url).hostname or ""):
+        yield Finding(
+            Verdict.WARN,
+            f"{url} tells everything to a stranger: AUTH is none",
+            "set API_KEY to the output of openssl rand -hex 32, then itemstore keys create --help; "
+            "nothing, if only those reach it whom you trust",
+            "whoever reaches it may read, change and delete every item",
+        )
+    if not seen.refused:
+        return
+    make = f"an admin makes one: itemstore keys create doctor --role read --url {url}"
+    if seen.refused == 401 and seen.has_token:
+        what, advice = "the server does not take the token", f"ITEMSTORE_TOKEN=another; {make}"
+    elif seen.refused == 401:
+        what, advice = "the server asks for a key, and was shown none", f"ITEMSTORE_TOKEN=…; {make}"
+    elif seen.refused == 403:
+        what = "the token is for less than the whole store"
+        advice = f"ITEMSTORE_TOKEN of a key with the role read and no prefix; {make}"
+    else:
+        what, advice = "the server does not tell its numbers", "read what its log says of it"
+    yield Finding(
+        Verdict.WARN,
+        f"{what}: /stats or /metrics answered {seen.refused}. {seen.refusal}".rstrip(),
+        advice,
+        "neither its numbers nor its state could be looked at",
+    )
+
+
+def _redis(seen: Seen) -> Iterator[Finding]:
+    if seen.numbers.get("itemstore_redis_up") == 0:
+        yield Finding(
+            Verdict.WARN,
+            "Redis does not answer the server, which counts for the rate limits by itself",
+            'redis-cli -u "$REDIS_URL" ping, where the server runs; redis_lost in its log says why',
+            "callers have their limits as often as there are instances",
+        )
 
 
 def _database(seen: Seen) -> Iterator[Finding]:
@@ -277,6 +334,14 @@ _SHARES: Final = (
         ROOM_SHARE_MAX,
         "see whether PostgreSQL is slow: docs/monitoring.sql, lock_waits and slow_queries",
         "writes wait, and then get 503 overloaded",
+    ),
+    (
+        "the connections for callers",
+        "itemstore_http_connections",
+        "itemstore_http_connections_max",
+        SHARE_MAX,
+        "have callers keep theirs, or raise CONNECTIONS_MAX",
+        "beyond them callers get 503 too_many_connections",
     ),
     (
         "PostgreSQL's connections",

@@ -34,13 +34,7 @@ from itemstore.core.queue import Change, WriteQueue
 from itemstore.core.recent import Recent
 from itemstore.core.record import Origin
 from itemstore.deadlines import Deadlines
-from itemstore.errors import (
-    ItemNotFound,
-    ItemStoreError,
-    Starting,
-    StartupError,
-    Stopping,
-)
+from itemstore.errors import ItemNotFound, ItemStoreError, Starting, StartupError, Stopping
 from itemstore.forms import ShortForms
 from itemstore.journaling import Journaling
 from itemstore.keeper import Keeper

@@ -10,6 +10,7 @@ import pytest
 
 from itemstore.check import check
 from itemstore.settings import load
+from tests.web.callers import API_KEY
 
 
 class Said(NamedTuple):
@@ -53,12 +54,22 @@ def test_a_database_that_is_not_there(run: Run) -> None:
 
 def test_what_railway_says(dsn: str, run: Run) -> None:
     """A drain time that is too short is a warning with the variable to set."""
-    said = run(DATABASE_URL=dsn, RAILWAY_ENVIRONMENT_NAME="production")
+    on_railway = {"DATABASE_URL": dsn, "API_KEY": API_KEY, "RAILWAY_ENVIRONMENT_NAME": "production"}
+    said = run(**on_railway)
     assert 0 == said.code
     assert "RAILWAY_DEPLOYMENT_DRAINING_SECONDS to a number of 30 or more" in said.text
-    said = run(
-        DATABASE_URL=dsn,
-        RAILWAY_ENVIRONMENT_NAME="production",
-        RAILWAY_DEPLOYMENT_DRAINING_SECONDS="30",
-    )
+    said = run(**on_railway, RAILWAY_DEPLOYMENT_DRAINING_SECONDS="30")
+    assert 0 == said.code
     assert "ok  Railway's drain time: 30 s" in said.text
+    assert API_KEY not in said.text
+
+
+def test_nobody_said_who_may_call_on_railway(dsn: str, run: Run) -> None:
+    """Where others reach the port, neither API_KEY nor AUTH is a failure; AUTH=none a warning."""
+    said = run(DATABASE_URL=dsn, RAILWAY_ENVIRONMENT_NAME="production")
+    assert 1 == said.code
+    assert "FAIL  nothing good says who may call\n      → On Railway the store can be" in said.text
+    assert "openssl rand -hex 32" in said.text
+    said = run(DATABASE_URL=dsn, RAILWAY_ENVIRONMENT_NAME="production", AUTH="none")
+    assert 0 == said.code
+    assert "warn  AUTH=none: whoever reaches all addresses may do everything" in said.text

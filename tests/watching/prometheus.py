@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 
 import aiohttp
 import pytest
+import yaml
 
 from benchmarks.ports import Port
 
@@ -28,13 +29,7 @@ needs_prometheus: Final = pytest.mark.skipif(
     shutil.which("prometheus") is None, reason="Prometheus is missing; apt-get install prometheus"
 )
 
-_CONFIG: Final = """\
-global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}
-rule_files: ["{rules}"]
-scrape_configs:
-  - job_name: itemstore
-    static_configs: [{{targets: ["127.0.0.1:{port}"]}}]
-"""
+_OFTEN: Final = {"scrape_interval": "1s", "scrape_timeout": "1s", "evaluation_interval": "1s"}
 #: What Grafana puts in the place of its variables.
 _VARIABLES: Final = {"$instance": ".*", "$__rate_interval": "15s"}
 
@@ -76,6 +71,21 @@ def rules() -> list[Rule]:
     return [Rule(*each) for each in found]
 
 
+def configured(directory: Path, token: str, port: int = 8080) -> Path:
+    """deploy/prometheus.yml for this port, with the key where it looks for it, or without one."""
+    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text("utf-8"))
+    [scrape] = config["scrape_configs"]
+    scrape["static_configs"] = [{"targets": [f"127.0.0.1:{port}"]}]
+    if token:
+        (directory / scrape["authorization"]["credentials_file"]).write_text(token)
+    else:
+        del scrape["authorization"]
+    config |= {"global": _OFTEN, "rule_files": [str(DEPLOY / "alerts.yml")]}
+    file = directory / "prometheus.yml"
+    file.write_text(yaml.safe_dump(config))
+    return file
+
+
 class Prometheus:
     """What a running one answers."""
 
@@ -101,6 +111,17 @@ class Prometheus:
         alerts = (await self._get("/api/v1/alerts"))["alerts"]
         return {each["labels"]["alertname"] for each in alerts}
 
+    async def sees(self, query: str) -> bool:
+        """Whether the query has a series, after all the time it may take."""
+        try:
+            async with asyncio.timeout(LIMIT_S):
+                while True:
+                    if await self.series(query):
+                        return True
+                    await asyncio.sleep(0.2)
+        except TimeoutError:
+            return False
+
     async def wait(self) -> None:
         """Returns when it answers."""
         async with asyncio.timeout(LIMIT_S):
@@ -114,10 +135,9 @@ class Prometheus:
 
 
 @asynccontextmanager
-async def scraping(port: int, directory: Path) -> AsyncIterator[Prometheus]:
+async def scraping(port: int, directory: Path, token: str = "") -> AsyncIterator[Prometheus]:
     """A Prometheus that scrapes the port once a second; it ends with the context."""
-    config = directory / "prometheus.yml"
-    config.write_text(_CONFIG.format(rules=DEPLOY / "alerts.yml", port=port))
+    config = configured(directory, token, port)
     own = Port()
     process = await asyncio.create_subprocess_exec(
         *("prometheus", f"--config.file={config}", f"--storage.tsdb.path={directory / 'data'}"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -27,11 +28,14 @@ def promtool(*arguments: str, text: bytes | None = None) -> str:
 
 
 @needs_promtool
-def test_prometheus_takes_the_files() -> None:
+def test_prometheus_takes_the_files(tmp_path: Path) -> None:
     """The rules and the scrape configuration are valid, and no alarm is overlooked here."""
     said = promtool("check", "rules", "alerts.yml")
     assert f"{len(RULES)} rules found" in said
-    promtool("check", "config", "prometheus.yml")
+    for file in DEPLOY.glob("*.yml"):
+        shutil.copy(file, tmp_path)
+    (tmp_path / "itemstore.key").write_text("a key")
+    promtool("check", "config", str(tmp_path / "prometheus.yml"))
 
 
 @needs_promtool
@@ -49,7 +53,7 @@ def test_each_alarm_is_tested() -> None:
         asked = f'ALERTS{{alertname="{rule.name}",alertstate="firing"'
         assert test.count(f"expr: {asked}}}") == 2
         assert test.count("exp_samples: []") == 1
-        assert test.count(f"labels: '{asked}") == 1
+        assert test.count(f"labels: '{asked}") >= 1
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)

@@ -11,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from itemstore import surroundings
+from itemstore.core.caller import Role
+from itemstore.storage.postgres import Postgres
 from tests.watching.load import under_load
 from tests.watching.prometheus import (
     LIMIT_S,
@@ -20,7 +22,10 @@ from tests.watching.prometheus import (
     rules,
     scraping,
 )
-from tests.web.conftest import Service
+from tests.web.callers import KEYS, caller
+from tests.web.conftest import Service, service_over
+from tests.web.test_shared_limits import REDIS
+from tests.web.test_shared_limits import Server as Redis
 from tests.web.test_system import everything
 
 ASKED = {
@@ -34,10 +39,17 @@ ASKED = {
 async def watched(
     dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Service]:
-    """A store with everything there is to be watched: a journal and a disk of its own too."""
+    """A store with everything there is to be watched: a journal, a disk of its own and Redis."""
     monkeypatch.setattr(surroundings, "LOOK_INTERVAL_S", 0.2)
-    async with everything(dsn, tmp_path) as service:
-        yield service
+    if REDIS is None:
+        pytest.skip("Redis is missing; apt-get install redis-server")
+    redis = Redis(tmp_path)
+    await redis.start()
+    try:
+        async with everything(dsn, tmp_path, redis.url) as service:
+            yield service
+    finally:
+        await redis.kill()
 
 
 async def samples(service: Service) -> dict[str, str]:
@@ -68,6 +80,23 @@ async def test_every_panel_shows_something(watched: Service, tmp_path: Path) -> 
     async with scraping(watched.port, tmp_path) as prometheus, under_load(watched.port):
         assert [] == await empty_panels(prometheus)
         assert set() == await prometheus.firing()
+
+
+@needs_prometheus
+async def test_prometheus_scrapes_with_a_key(dsn: str, tmp_path: Path) -> None:
+    """deploy/prometheus.yml works with a key that may read everything, and with no lesser one."""
+    async with service_over(Postgres(dsn), access=KEYS) as service:
+        reader = await caller(service, Role.READ)
+        async with scraping(service.port, tmp_path, reader.token) as prometheus:
+            assert await prometheus.sees('up{job="itemstore"} == 1')
+            assert await prometheus.sees("itemstore_ready == 1")
+            assert set() == await prometheus.firing()
+        confined = await caller(service, Role.READ, "a/")
+        for token in ("", confined.token):
+            directory = tmp_path / f"with-{len(token)}"
+            directory.mkdir()
+            async with scraping(service.port, directory, token) as prometheus:
+                assert await prometheus.sees('up{job="itemstore"} == 0')
 
 
 async def empty_panels(prometheus: Prometheus) -> list[str]:

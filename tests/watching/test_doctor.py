@@ -17,17 +17,26 @@ import pytest
 from aiohttp import web
 
 from itemstore import doctor, memory, persister, surroundings
+from itemstore.access import Access
 from itemstore.asking import Server
+from itemstore.core.caller import Role
+from itemstore.core.rate import Rate
 from itemstore.finding import Finding, Verdict
+from itemstore.log import library_logger
 from itemstore.options import Options, Preload
 from itemstore.settings import Settings, load
 from itemstore.storage import Lease
 from itemstore.storage.embedded import EmbeddedPostgres
 from itemstore.storage.postgres import Postgres
 from itemstore.surroundings import Surroundings
+from itemstore.web.door import Door
+from itemstore.web.limits import Limits
 from itemstore.web.server import listening_socket
+from itemstore.web.shared import Shared
+from itemstore.web.traffic import Kind
 from tests.conftest import _FAST, _FOUND
 from tests.stores import Road
+from tests.web.callers import KEYS, caller
 from tests.web.conftest import Gate, Service, make, service_over
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
@@ -71,10 +80,13 @@ def finds(said: Said, verdict: Verdict, what: str, advice: str) -> None:
 
 
 @asynccontextmanager
-async def deployed(dsn: str, path: Path | None = None, **options: Any) -> AsyncIterator[Service]:
+async def deployed(
+    dsn: str, path: Path | None = None, access: Access | None = None, **options: Any
+) -> AsyncIterator[Service]:
     """A store that is served, and that looks around often."""
     storage = Postgres(dsn)
-    async with service_over(storage, Options(**options), around=Surroundings(storage, path)) as one:
+    around = Surroundings(storage, path)
+    async with service_over(storage, Options(**options), access=access, around=around) as one:
         yield one
 
 
@@ -120,26 +132,64 @@ async def test_somebody_else_answers(aiohttp_server: Any, ask: Ask) -> None:
     assert "is not an itemstore" in said.text
 
 
-async def test_the_token_is_sent_and_a_refusal_told(aiohttp_server: Any, ask: Ask) -> None:
-    """The key goes into Authorization; where it is not enough, what it takes is said."""
-    sent = []
+async def test_a_key_that_may_read_is_enough(dsn: str, ask: Ask) -> None:
+    """Where callers are asked, the doctor sees all with the role read; the key is not told."""
+    async with deployed(dsn, access=KEYS) as service:
+        await service.until(lambda: service.store.cache.hydrated)
+        reader = await caller(service, Role.READ)
+        said = await ask(service, reader.token)
+    assert 0 == said.code, said.text
+    assert "is ready, lease holder, 0 items in the cache" in said.text
+    assert "memory in use" in said.text
+    assert reader.token not in said.text
 
-    async def readyz(_: web.Request) -> web.Response:
-        state = dict.fromkeys(("loaded", "estimate", "dirty", "quarantined", "epoch"), 0)
-        more = {"ready": True, "hydrated": True, "lease": "holder", "database": "ok"}
-        return web.json_response({**state, **more, "journal": "none"})
 
-    async def refused(request: web.Request) -> web.Response:
-        sent.append(request.headers["Authorization"])
-        return web.json_response({}, status=403)
+async def test_a_token_that_does_not_do(dsn: str, ask: Ask) -> None:
+    """None, a wrong one and a confined one: what the server said, and how to get a better one."""
+    async with deployed(dsn, access=KEYS) as service:
+        confined = await caller(service, Role.READ, "a/")
+        without = await ask(service)
+        wrong = await ask(service, "wrong")
+        lesser = await ask(service, confined.token)
+    command = f"itemstore keys create doctor --role read --url {service.api.url}"
+    finds(without, WARN, "asks for a key, and was shown none: /stats or /metrics answered", command)
+    finds(wrong, WARN, "answered 401. The key is not one of this store.", command)
+    finds(lesser, WARN, "answered 403. This tells of the whole store", "and no prefix")
+    for each in (without, wrong, lesser):
+        assert f"  ok  {service.api.url} is ready\n" in each.text
+    assert confined.token not in lesser.text
 
-    app = web.Application()
-    app.router.add_get("/readyz", readyz)
-    app.router.add_get("/{rest}", refused)
-    said = await ask(str((await aiohttp_server(app)).make_url("")), token="secret")
-    finds(said, WARN, "/stats or /metrics answered 403", "ITEMSTORE_TOKEN")
-    assert ["Bearer secret", "Bearer secret"] == sent
-    assert "secret" not in said.text
+
+async def test_a_stranger_is_told_everything(dsn: str) -> None:
+    """Who is asked by nobody sees it; it is a warning where others than this machine ask."""
+    async with deployed(dsn) as service:
+        at = Server(service.api.url, "a token")
+        assert (await doctor._look(Settings(), at)).is_open
+    async with deployed(dsn, access=KEYS) as service:
+        at = Server(service.api.url, (await caller(service, Role.READ)).token)
+        assert not (await doctor._look(Settings(), at)).is_open
+    told = [each.what for each in found(is_open=True, url="https://items.example.com")]
+    assert ["https://items.example.com tells everything to a stranger: AUTH is none"] == told
+    assert [] == found(is_open=True, url="http://localhost:8080")
+    assert [] == found(is_open=False, url="https://items.example.com")
+
+
+async def test_redis_is_lost(dsn: str, ask: Ask) -> None:
+    """A Redis that does not answer is a warning: limits are counted, but not together."""
+    shared = Shared("redis://127.0.0.1:1", library_logger())
+    limited = Limits({Kind.HEAVY: Rate.parse("1000/s")}, shared=shared)
+    async with service_over(Postgres(dsn), limited=limited) as service:
+        said = await ask(service)
+    finds(said, WARN, "Redis does not answer the server", 'redis-cli -u "$REDIS_URL" ping')
+
+
+async def test_callers_take_all_connections(dsn: str, ask: Ask) -> None:
+    """Above 80 % of CONNECTIONS_MAX it is said."""
+    async with service_over(Postgres(dsn), door=Door(5)) as service:
+        for _ in range(4):
+            await (await service.raw()).check_usable()
+        said = await ask(service)
+    finds(said, WARN, "of the connections for callers in use", "raise CONNECTIONS_MAX")
 
 
 async def test_a_store_that_is_starting(dsn: str, ask: Ask) -> None:
@@ -321,14 +371,13 @@ async def test_a_preload_that_runs(dsn: str, ask: Ask) -> None:
 
 
 def seen(**known: Any) -> doctor.Seen:
-    state = {"ready": True, "lease": "standby", "database": "ok", "journal": "none", "dirty": 0}
+    state = {"ready": True, "lease": "holder", "database": "ok", "journal": "none", "dirty": 0}
     return doctor.Seen(state={**state, "quarantined": 0, "loaded": 0, "estimate": 0}, **known)
 
 
-def found(**known: Any) -> list[Finding]:
-    return [
-        each for each in doctor.findings(seen(**known), Settings(), "http://x") if each.verdict > OK
-    ]
+def found(url: str = "http://x", **known: Any) -> list[Finding]:
+    findings = doctor.findings(seen(**known), Settings(), url)
+    return [each for each in findings if each.verdict > OK]
 
 
 @pytest.mark.parametrize(("failed", "is_told"), [(1.0, False), (1.1, True)])

@@ -189,13 +189,15 @@ METRICS: list[Metric[Any]] = [*STORE, *SURROUNDINGS, *HTTP]
 
 
 @asynccontextmanager
-async def everything(dsn: str, tmp_path: Path) -> AsyncIterator[Service]:
-    """A store of which every number is known: with a journal, and PostgreSQL looked at."""
+async def everything(
+    dsn: str, tmp_path: Path, redis_url: str = "redis://127.0.0.1:1"
+) -> AsyncIterator[Service]:
+    """A store of which every number is known: with a journal, limits, and PostgreSQL looked at."""
     storage = Postgres(dsn)
     around = Surroundings(storage, tmp_path)
     options = Options(journal_dir=tmp_path / "journal")
     rate = Rate.parse("1000/s")
-    shared = Shared("redis://127.0.0.1:1", library_logger())
+    shared = Shared(redis_url, library_logger())
     limits = Limits({Kind.HEAVY: rate}, failures=rate, shared=shared)
     async with service_over(storage, options, around=around, limited=limits) as service:
         await around.look()
