@@ -38,7 +38,7 @@ CALLERS: Final = {
     "boss": ("admin", "", None, None),
     "tenant": ("write", "k", None, None),
     "lodger": ("write", "k", None, 3),
-    "saver": ("write", "m", None, 2),
+    "saver": ("write", "m-", None, 2),
     "guest": ("read", "k1", None, None),
     "former": ("write", "", -1, None),
 }
@@ -49,7 +49,7 @@ HEADERS: Final = (
     *(
         f"Authorization: Bearer {token}".encode()
         for name, (_, token) in TOKENS.items()
-        if name != "saver"  # which begins with an empty store
+        if name != "saver"  # who begins with nothing
     ),
     *(f"authorization:bearer  {TOKENS['writer'][1]} ".encode(), b"Authorization: Bearer"),
     *(f"Authorization: Bearer {API_KEY}".encode(), b"Authorization: Basic YTpi", b"X-None: 1"),
@@ -134,11 +134,11 @@ async def test_the_lane_lets_in_whom_the_route_lets_in(sides: tuple[Side, Side])
 async def test_the_lane_keeps_quotas(sides: tuple[Side, Side]) -> None:
     """The first write, before which PostgreSQL counts, one that fits, and one that does not."""
     lines = b"HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n" % TOKENS["saver"][1].encode()
-    await compare(sides, [b"GET /items/m1 %b\r\n" % lines])  # from now on the lane knows the key
+    await compare(sides, [b"GET /items/m-1 %b\r\n" % lines])  # from now on the lane knows the key
     before = len(sides[0].answered)
 
     put = b'PUT /items/%%b %bContent-Length: 11\r\n\r\n{"data":{}}' % lines
-    asked = [put % each for each in (b"m1", b"m2", b"m3", b"m1")]
+    asked = [put % each for each in (b"m-1", b"m-2", b"m-3", b"m-1")]
     answers = [await compare(sides, [each]) for each in asked]
 
     assert [b"201", b"201", b"403", b"200"] == [each[9:12] for each in answers]
