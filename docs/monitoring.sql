@@ -41,7 +41,8 @@ SELECT id, version, at, error, pg_size_pretty(octet_length(data)::bigint) AS dat
  LIMIT 100;
 
 -- name: keys
-SELECT id, name, role, prefix, created_at, expires_at, expires_at < clock_timestamp() AS expired
+SELECT id, name, role, prefix, created_at, expires_at, expires_at < clock_timestamp() AS expired,
+       max_items, pg_size_pretty(max_bytes) AS max_data
   FROM api_keys
  ORDER BY expires_at NULLS LAST, created_at;
 
