@@ -26,10 +26,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY")
 OPERATIONS: Final = contract.operations()
 PATHS: Final = sorted({path for _, path in OPERATIONS})
-MINE: Final = "mine/"
+MINE: Final = "mine-"  # plain ids, which the lane answers
 #: There is an item under the first of each, and none under the second.
 OWN: Final = (f"{MINE}x", f"{MINE}none")
-FOREIGN: Final = ("theirs/x", "theirs/none")
+FOREIGN: Final = ("theirs-x", "theirs-none")
 
 #: What is sent, by operationId; an id in it is the one that is asked about.
 BODIES: Final[dict[str, Callable[[str], Any]]] = {
