@@ -101,19 +101,7 @@ def record_of(
     what: str, change: Change, origin: Origin, position: int, *, is_audited: bool, keeps_data: bool
 ) -> bytes:
     """The record of this change, packed."""
-    once = origin.once
-    if once is None:
-        return Record(
-            change.id,
-            change.version,
-            what,
-            origin.name,
-            origin.request_id,
-            origin.address,
-            is_audited,
-        ).packed()
-    data = change.data if keeps_data else None
-    return Record(
+    record = Record(
         change.id,
         change.version,
         what,
@@ -121,12 +109,18 @@ def record_of(
         origin.request_id,
         origin.address,
         is_audited,
-        once.key,
-        position,
-        once.digest,
-        change.created_us,
-        change.deleted,
-        None if data is None else data.decode(),
+    )
+    once = origin.once
+    if once is None:
+        return record.packed()
+    data = change.data if keeps_data else None
+    return record._replace(
+        key=once.key,
+        position=position,
+        payload=once.digest,
+        created_us=change.created_us,
+        deleted=change.deleted,
+        data=None if data is None else data.decode(),
     ).packed()
 
 
