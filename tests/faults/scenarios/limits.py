@@ -24,7 +24,11 @@ class Overload(Scenario):
     name = "overload"
     about = f"{RATE:.0f} operations a second, open loop, about five times what PostgreSQL takes"
     full, short = 3, 1
-    environment: ClassVar[Mapping[str, str]] = {"QUEUE_MAX_ITEMS": "500", "BATCH_MAX_ITEMS": "20"}
+    environment: ClassVar[Mapping[str, str]] = {
+        "QUEUE_MAX_ITEMS": "500",
+        "BATCH_MAX_ITEMS": "20",
+        "CONNECTIONS_MAX": "20000",  # it is about the queue: each who waits has a connection
+    }
     through_proxy = True
 
     async def round(self, bench: Bench, turn: Turn) -> Verdict:
