@@ -376,7 +376,11 @@ def _number(count: float) -> str:
 
 
 def _answers(seen: Seen, url: str) -> Iterator[Finding]:
-    counted = seen.samples.get("itemstore_http_requests_total", [])
+    counted = [
+        (labels, count)
+        for labels, count in seen.samples.get("itemstore_http_requests_total", [])
+        if not labels.get("route", "").endswith("/readyz")  # its 503 is an answer, not an error
+    ]
     total = sum(count for _, count in counted)
     failed = sum(count for labels, count in counted if labels["status"].startswith("5"))
     if failed > ERROR_SHARE_MAX * total:

@@ -164,7 +164,9 @@ def _header(request: web.Request) -> str | None:
 def _token(authorization: str | None) -> str:
     """RFC 6750, section 2.1. Raises Unauthenticated."""
     if authorization is None:
-        raise Unauthenticated("Say who you are: send Authorization: Bearer and your key or token.")
+        raise Unauthenticated(
+            "Say who you are: send your key or token in the header Authorization, after Bearer."
+        )
     scheme, _, token = authorization.partition(" ")
     token = token.strip(" ")
     if scheme.lower() != "bearer" or not token:
