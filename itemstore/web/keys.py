@@ -80,6 +80,8 @@ def _text(value: dict[str, Any], member: str) -> str:
 
 def _number(value: dict[str, Any], member: str) -> int | None:
     given = value.get(member)
+    if type(given) is float and given.is_integer():  # 1.0 is an integer to JSON Schema
+        return int(given)
     if given is not None and type(given) is not int:
         raise InvalidItem(f"{member} is a whole number, or null.", pointer=f"/{member}")
     return given

@@ -261,6 +261,15 @@ async def test_a_key_that_is_not_described_is_422(api: Api, wanted: Any) -> None
     assert before == (await admin(api)("GET", "/keys")).json
 
 
+async def test_a_whole_number_may_be_written_as_a_float(api: Api) -> None:
+    """1.0 is an integer to JSON Schema (6.1.1), and so to the contract."""
+    wanted = {"name": "a", "role": "read", "max_items": 3.0, "max_bytes": 3160.0}
+
+    made = (await admin(api)("POST", "/keys", wanted)).json
+
+    assert (3, 3160) == (made["max_items"], made["max_bytes"])
+
+
 async def test_there_are_so_many_keys_and_no_more(
     service: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
