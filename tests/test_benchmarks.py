@@ -58,7 +58,7 @@ def run(server: Callable[[int], str]) -> Run:
     """Runs a benchmark over the session's PostgreSQL server."""
 
     def run_one(
-        name: str, *arguments: object, dsn: str | None = None, timeout_s: float = 60
+        name: str, *arguments: object, dsn: str | None = None, timeout_s: float = 110
     ) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *map(str, arguments)]
         environment = os.environ | {"DATABASE_URL": server(18) if dsn is None else dsn}

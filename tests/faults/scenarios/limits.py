@@ -55,7 +55,8 @@ class Overload(Scenario):
         self.figures["p99 of the accepted in s"].append(percentile(accepted, 0.99))
         self.figures["MiB more"].append((bench.rss_max - before) / MIB)
         verdict.expect(refused > 0, "nothing was refused: that was no overload")
-        limit = QUEUE_WAIT_S + COMMIT_TIMEOUT_S + 1.0  # a turn at the door, then the commit
+        spare_s = 1.0 if self.is_full else 20.0  # in the tests, other work is on the machine
+        limit = QUEUE_WAIT_S + COMMIT_TIMEOUT_S + spare_s  # a turn at the door, then the commit
         slowest = max(accepted)
         verdict.expect(slowest < limit, f"an accepted write took {slowest:.1f} s")
         verdict.expect(self.figures["MiB more"][-1] < 150, "memory grew by more than 150 MiB")
