@@ -111,15 +111,18 @@ def test_what_is_used_no_more_gives_way(cache: Cache) -> None:
     assert use(cache, new) > 0.9 * len(new)
 
 
-def test_a_newcomer_that_was_evicted_and_comes_again_stays(cache: Cache) -> None:
-    """An id that was evicted unused, and is asked for again soon, is no newcomer any more."""
+def test_newcomers_that_were_evicted_and_come_again_stay(cache: Cache) -> None:
+    """An id that was evicted unused, and is asked for again soon, is no newcomer any more.
+
+    But for some, whose ghosts gave way to others that fell on the same places.
+    """
     fill(cache, "a", 3 * BOUND)
-    cache.put("again", ENTRY)
+    again = fill(cache, "again", 200 * 290)
     fill(cache, "b", BOUND // 3)
-    assert "again" not in cache
-    cache.put("again", ENTRY)
+    assert use(cache, again) == 0
+    fill(cache, "again", 200 * 290)
     assert cache._eviction is not None
-    assert "again" not in cache._eviction._newcomers
+    assert len(cache._eviction._newcomers.keys() & again) < 100
 
 
 def test_items_that_come_and_go_leave_nothing(cache: Cache) -> None:
