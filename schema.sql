@@ -113,7 +113,7 @@ COMMENT ON COLUMN audit.at         IS 'The version as a time.';
 COMMENT ON COLUMN audit.what       IS 'create, put, patch, delete, import or repeat (out of quarantine); insert, update, delete or truncate by another hand.';
 COMMENT ON COLUMN audit.caller     IS 'Who asked for it; of another hand sql: and the role.';
 COMMENT ON COLUMN audit.request_id IS 'The id of the request; of another hand its application_name.';
-COMMENT ON COLUMN audit.address    IS 'The address it came from, if it is known.';
+COMMENT ON COLUMN audit.address    IS 'Where it came from, if that is known: an IPv4 address, or an IPv6 network of 64 bits.';
 
 CREATE OR REPLACE FUNCTION itemstore_audit_is_kept() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
-import orjson
-
+from itemstore.core.cursor import packed, unpacked
 from itemstore.core.item import check_id
 from itemstore.core.listing import check_limit, check_prefix
 from itemstore.core.record import LEGIBLE_LENGTH_MAX
@@ -83,16 +81,12 @@ def page(query: AuditQuery, rows: Sequence[AuditRow]) -> AuditPage:
     if len(rows) < query.limit:
         return AuditPage(rows)
     last = rows[query.limit - 2]
-    return AuditPage(rows[: query.limit - 1], _encoded((last.version, last.id)))
-
-
-def _encoded(place: tuple[int, str]) -> str:
-    return urlsafe_b64encode(orjson.dumps(place)).rstrip(b"=").decode()
+    return AuditPage(rows[: query.limit - 1], packed((last.version, last.id)))
 
 
 def _decoded(cursor: str) -> tuple[int, str]:
     try:
-        version, item_id = _unpacked(cursor)
+        version, item_id = unpacked(cursor, _CURSOR_LENGTH_MAX)
         if type(version) is int and 0 <= version < _VERSION_END and type(item_id) is str:
             return version, check_id(item_id) if item_id else ""
     except (ValueError, TypeError, InvalidId):
@@ -101,9 +95,3 @@ def _decoded(cursor: str) -> tuple[int, str]:
         "The cursor is not one the audit gave. Use 'next' of a page as it is, with the parameters "
         "of that page, or leave it out to begin."
     )
-
-
-def _unpacked(cursor: str) -> Any:
-    if len(cursor) > _CURSOR_LENGTH_MAX:
-        raise ValueError("too long")
-    return orjson.loads(b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))

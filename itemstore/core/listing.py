@@ -9,7 +9,6 @@ moves back.
 
 from __future__ import annotations
 
-from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -18,6 +17,7 @@ from typing import Any, Final
 import orjson
 
 from itemstore.core.cache import Row
+from itemstore.core.cursor import packed, unpacked
 from itemstore.core.field import ABSENT, INFINITY, KEY_TEXT_LENGTH, Field, Key, key_in, parse_field
 from itemstore.core.item import (
     TIME_END_US,
@@ -129,16 +129,14 @@ def encode(identity: str, after: Position) -> str:
     key, item_id = after
     if isinstance(key, Key):
         number = None if key.number == INFINITY else str(key.number)
-        raw = orjson.dumps([identity, [number, key.kind, key.text], item_id])
-    else:
-        raw = orjson.dumps([identity, key, item_id])
-    return urlsafe_b64encode(raw).rstrip(b"=").decode()
+        return packed([identity, [number, key.kind, key.text], item_id])
+    return packed([identity, key, item_id])
 
 
 def decode(cursor: str, identity: str, *, by_field: bool = False) -> Position:
     """The position. Raises InvalidCursor unless it was given for this list."""
     try:
-        given, key, item_id = _unpack(cursor)
+        given, key, item_id = unpacked(cursor, _CURSOR_LENGTH_MAX)
         if given == identity:
             return (_field_key(key) if by_field else _key(key)), check_id(item_id)
     except (ValueError, TypeError, InvalidId):
@@ -152,12 +150,6 @@ def decode(cursor: str, identity: str, *, by_field: bool = False) -> Position:
         "The cursor belongs to a list with another order or prefix, other filters or fields. "
         "Repeat the parameters of the page it came from."
     )
-
-
-def _unpack(cursor: str) -> Any:
-    if len(cursor) > _CURSOR_LENGTH_MAX:
-        raise ValueError("too long")
-    return orjson.loads(b64decode(cursor + "=" * (-len(cursor) % 4), b"-_", validate=True))
 
 
 def _key(key: Any) -> int:

@@ -77,10 +77,10 @@ class Limits:
         name = kind.value
         if name not in self._rates:
             return None
-        if caller is ANYBODY or caller is NOBODY:
-            verdict = self._addresses[name].take(network, self._now_ns())
-        else:
+        if _has_name(caller):
             verdict = self._callers[name].take(caller.name, self._now_ns())
+        else:
+            verdict = self._addresses[name].take(network, self._now_ns())
         return self._noted(verdict) if verdict.retry_after_s else verdict
 
     async def take(self, kind: Kind, caller: Caller, network: str) -> Verdict | None:
@@ -88,8 +88,7 @@ class Limits:
         rate = self._rates.get(kind.value)
         if rate is not None and self.shared is not None and self.shared.is_up:
             # No caller's name can be taken for an address, nor the other way round.
-            has_name = caller is not ANYBODY and caller is not NOBODY
-            key = f"caller:{caller.name}" if has_name else f"address:{network}"
+            key = f"caller:{caller.name}" if _has_name(caller) else f"address:{network}"
             verdict = await self.shared.take(kind.value, rate, key)
             if verdict is not None:
                 return self._noted(verdict)
@@ -133,6 +132,11 @@ class Limits:
             ", ".join(headers.getall(name, ())) for name in ("X-Real-IP", "X-Forwarded-For")
         )
         return address.told(self.trust, real_ip, forwarded_for) or address.of_peer(peer)
+
+
+def _has_name(caller: Caller) -> bool:
+    """Whether it is known by more than its address."""
+    return caller is not ANYBODY and caller is not NOBODY
 
 
 def refusal(verdict: Verdict) -> RateLimited:
