@@ -39,7 +39,7 @@ from itemstore.web import (
     traffic,
 )
 from itemstore.web.bodies import BODIES, Bodies
-from itemstore.web.browsers import BROWSERS, Browsers, methods_of
+from itemstore.web.browsers import BROWSERS, SAFE, Browsers, methods_of
 from itemstore.web.door import DOOR, Door
 from itemstore.web.limits import LIMITS, Limits
 from itemstore.web.traffic import Kind
@@ -162,8 +162,11 @@ def route_of(request: web.Request) -> Route | None:
     return _ROUTES.get((method, resource.canonical)) if resource else None
 
 
-async def _admit(request: web.Request) -> None:
-    """Raises Unauthenticated, Forbidden, Unavailable; RateLimited if it fails too often."""
+async def _admit(request: web.Request) -> Route | None:
+    """The route, if there is one and the caller may take it.
+
+    Raises Unauthenticated, Forbidden, Unavailable; RateLimited if it fails too often.
+    """
     route = route_of(request)
     if route is not None:
         try:
@@ -172,18 +175,19 @@ async def _admit(request: web.Request) -> None:
             if error.is_wrong:
                 request.app[LIMITS].punish(request.app[LIMITS].network_of(request))
             raise
-        return
+        return route
     request[requests.CALLER] = NOBODY
     if request.match_info.http_exception is None:  # a route that says nothing of its role
         raise Forbidden("Nobody may call this.")
+    return None
 
 
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     """What every answer goes through, also one that is streamed."""
     request.app[BROWSERS].finish(request, response)
     body = response.body if isinstance(response, web.Response) else None
-    if isinstance(body, bytes):
-        request.app[DOOR].answers(request.protocol, len(body))
+    size = len(body) if isinstance(body, bytes) else 0
+    request.app[DOOR].writes(request.protocol, size)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -221,6 +225,7 @@ async def _answer_errors(request: web.Request, handler: Handler) -> web.StreamRe
     request_id = request[requests.REQUEST_ID] = _id_of(request)
     try:
         response = await _answer(request, handler)
+        await _room(request, response)
     except ItemStoreError as error:
         response = problems.response(error, request_id)
         if isinstance(error, UnsupportedMediaType) and request.method == hdrs.METH_PATCH:
@@ -253,11 +258,19 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if request.method == hdrs.METH_OPTIONS:  # before all else: a preflight carries no credentials
         return browsers.options(request)
     browsers.check(request)
-    await _admit(request)
+    route = await _admit(request)
     limited = request.app[LIMITS]
-    if limited.are_set and (route := route_of(request)) is not None:
+    if limited.are_set and route is not None:
         await limited.check(request, route.kind, request[requests.CALLER])
     return await handler(request)
+
+
+async def _room(request: web.Request, response: web.StreamResponse) -> None:
+    """Waits until it may be written; a stream sees to that itself. Raises Overloaded."""
+    body = response.body if isinstance(response, web.Response) else None
+    if isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
+        is_done = request.method not in SAFE
+        await request.app[DOOR].answers.room(len(body), is_done=is_done)
 
 
 def _finish(

@@ -20,7 +20,7 @@ from itemstore.errors import OriginNotAllowed
 ANY: Final = "*"
 PREFLIGHT_MAX_AGE_S: Final = 600  # for which a browser need not ask again
 
-_SAFE: Final = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
+SAFE: Final = frozenset({hdrs.METH_GET, hdrs.METH_HEAD, hdrs.METH_OPTIONS})
 _OWN_SITES: Final = frozenset({"same-origin", "none"})
 
 _REQUEST_HEADERS: Final = (
@@ -75,7 +75,7 @@ class Browsers:
         """Raises OriginNotAllowed for a write by a page that may not."""
         headers = request.headers
         origin, site = headers.get(hdrs.ORIGIN), headers.get("Sec-Fetch-Site")
-        if origin is None or request.method in _SAFE:
+        if origin is None or request.method in SAFE:
             return
         if not self.may_write(origin, site, headers.get(hdrs.HOST, "")):
             raise OriginNotAllowed(

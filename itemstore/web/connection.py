@@ -62,7 +62,7 @@ class Connection(web.RequestHandler):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._peer = address.of_peer(transport.get_extra_info("peername"))
-        if self._door.enter(self, cast(asyncio.Transport, transport)):
+        if self._door.enter(self, cast(asyncio.Transport, transport), self._peer):
             super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
@@ -130,6 +130,11 @@ class Connection(web.RequestHandler):
         """The item that was waited for is found, or written as durably as was asked; or not."""
         assert self._pending is not None  # noqa: S101 - our own error, not a caller's
         assert self._lane is not None  # noqa: S101
+        if self.transport is not None and not self._door.answers.has_room(self._pending.size()):
+            done = self._loop.create_task(self._when_room(self._pending))
+            self._pending = self._pending._replace(done=done)
+            done.add_done_callback(self._settled)
+            return
         answer, self._pending = self._lane.settled(self._pending), None
         if self._answered is not None:
             self._answered.set()
@@ -143,6 +148,10 @@ class Connection(web.RequestHandler):
             for data in kept:
                 self.data_received(data)
 
+    async def _when_room(self, pending: Pending) -> Any:
+        await self._door.answers.room(pending.size())
+        return pending.done.result()
+
     def _keep(self, data: bytes) -> None:
         had_room = not _is_much(self._kept)
         self._kept.append(data)
@@ -155,7 +164,7 @@ class Connection(web.RequestHandler):
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self._door.takes(self)
+        self._door.answers.takes(self)
 
     # --- what the door does with a slow one
 
@@ -174,6 +183,18 @@ class Connection(web.RequestHandler):
         """It does not take its answers: it is ended, whatever is still to be sent."""
         if self.transport is not None:
             reset(self.transport)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """aiohttp keeps a response until the next one; large bodies would stay in idle connections.
+
+        So the body is let go of when it is written.
+        """
+        sent, is_reset = await super().finish_response(request, resp, start_time)
+        if isinstance(sent, web.Response):
+            sent.body = None
+        return sent, is_reset
 
     async def shutdown(self, timeout: float | None = 15.0) -> None:
         """Lets what is waited for be answered first."""

@@ -38,6 +38,7 @@ from itemstore.reader import UNKNOWN
 from itemstore.store import ItemStore
 from itemstore.web import problems, requests, traffic
 from itemstore.web.access import Guard
+from itemstore.web.answers import SMALL_BYTES
 from itemstore.web.app import ROLE_OF
 from itemstore.web.browsers import HEADERS, Browsers
 from itemstore.web.limits import LEFT, POLICY, Limits, refusal
@@ -109,6 +110,12 @@ class Pending(NamedTuple):
     asked: Asked
     done: asyncio.Future[Any]
     answer: Callable[[Any], bytes]  #: to what ``done`` tells
+
+    def size(self) -> int:
+        """Bytes of the item that was found, if ``done`` tells of one."""
+        done = self.done
+        found = None if done.cancelled() or done.exception() else done.result()
+        return len(found) if isinstance(found, bytes) else 0
 
 
 class Lane:
@@ -193,11 +200,16 @@ class Lane:
         )
         if refused is not None:
             return self._problem(refused, asked)
-        entry = store.reader.known(item_id)
+        entry, loop = store.reader.known(item_id), asyncio.get_running_loop()
+        finding: asyncio.Future[bytes | None]
         if entry is UNKNOWN or store.monotonic() >= store.lease.reads_until:
-            finding = asyncio.get_running_loop().create_task(store.reader.find(item_id))
-            return Pending(asked, finding, partial(self._found, asked, head, item_id))
-        return self._found(asked, head, item_id, entry)
+            finding = loop.create_task(store.reader.find(item_id))
+        elif entry is not None and len(entry) > SMALL_BYTES:  # it may have to wait for room
+            finding = loop.create_future()
+            finding.set_result(entry)
+        else:
+            return self._found(asked, head, item_id, entry)
+        return Pending(asked, finding, partial(self._found, asked, head, item_id))
 
     def _found(self, asked: Asked, head: Head, item_id: str, entry: bytes | None) -> bytes:
         if entry is None:

@@ -5,6 +5,7 @@ In this process, so that the limits can be short: what is waited for is an event
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address, IPv6Network
 
@@ -15,11 +16,11 @@ from hypothesis import strategies as st
 
 from itemstore.core.address import LOCAL, of_peer
 from itemstore.storage.postgres import Postgres
+from itemstore.web import answers, requests
 from itemstore.web import door as door_module
-from itemstore.web import requests
 from itemstore.web.door import Door
 from tests.hostile.conftest import neighbour
-from tests.web.conftest import Service, head, make, path, request, service_over
+from tests.web.conftest import Answer, Raw, Service, head, make, path, request, service_over
 
 SHORT_S = 0.05
 DAY_S = 86_400.0
@@ -28,8 +29,10 @@ DAY_S = 86_400.0
 @pytest.fixture
 def limits(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No time runs out but those a test makes short."""
-    for name in ("FIRST_BYTE_S", "HEAD_S", "ANSWER_S"):
+    for name in ("FIRST_BYTE_S", "HEAD_S"):
         monkeypatch.setattr(door_module, name, DAY_S)
+    for name in ("TAKE_S", "TAKE_CROWDED_S", "WAIT_S"):
+        monkeypatch.setattr(answers, name, DAY_S)
     monkeypatch.setattr(door_module, "LOOK_S", 0.01)
     return monkeypatch
 
@@ -121,20 +124,123 @@ async def test_a_stalled_body(
     assert (await slow_service.api("GET", "/items/a")).status == 404
 
 
-async def test_a_reader_that_stalls_is_cut(slow_service: Service) -> None:
-    """Who takes nothing of a large answer in the time for it is cut; who does is not."""
-    await make(slow_service.api, "large", {"a": "x" * 1_000_000})
-    door = slow_service.door
-    async with neighbour(slow_service.api.url):
-        raw = await slow_service.raw()
-        raw.stop_reading()
-        await raw.send(request("GET", path("large")) * 32)
-        await slow_service.until(lambda: len(door._full.since) == 1)
-        shorten(slow_service, "_full")
-        door._full.since.update(dict.fromkeys(door._full.since, 0.0))
-        await slow_service.until(lambda: door.cut == 1)
-    assert not door._full.since
-    assert not door._held
+# --- those who do not take their answers
+
+SIZE = 1_000_000  # of a large item
+BY_LANE, BY_ROUTE, COLD = "by the lane", "by the ordinary route", "not cached"
+
+
+@pytest_asyncio.fixture
+async def with_room_for_one(
+    slow_service: Service, limits: pytest.MonkeyPatch
+) -> AsyncIterator[Service]:
+    """Answers of large items have room for one, and as many may wait."""
+    limits.setattr(answers, "BYTES_MAX", int(1.5 * SIZE))
+    await make(slow_service.api, "large", {"a": "x" * SIZE})
+    yield slow_service
+
+
+async def stalled(service: Service) -> Raw:
+    """One who has asked for a large item, often, and takes nothing."""
+    raw = await service.raw()
+    raw.stop_reading()
+    await raw.send(request("GET", path("large")) * 32)
+    await service.until(lambda: len(service.door.answers) == 1)
+    return raw
+
+
+async def asking(service: Service, how: str = BY_ROUTE) -> asyncio.Task[Answer]:
+    """Another who asks for it, and waits for room."""
+    raw = await service.raw()
+    lines = ("X-A: 1", "X-A: 2") if how == BY_ROUTE else ()
+    if how == COLD:
+        service.store.cache.evict_one("large")
+    waiting = service.door.answers._waiting
+    before = len(waiting)
+    task = asyncio.create_task(raw.ask(request("GET", path("large"), b"", *lines)))
+    await service.until(lambda: len(waiting) > before)
+    return task
+
+
+async def test_a_reader_that_stalls_is_cut(
+    with_room_for_one: Service, limits: pytest.MonkeyPatch
+) -> None:
+    """Who takes nothing of a large answer in the time for it is cut, though nobody waits."""
+    door = with_room_for_one.door
+    async with neighbour(with_room_for_one.api.url):
+        await stalled(with_room_for_one)
+        assert door.cut == 0
+        limits.setattr(answers, "TAKE_S", SHORT_S)
+        await with_room_for_one.until(lambda: door.cut == 1)
+    assert len(door.answers) == 0
+
+
+@pytest.mark.parametrize("how", [BY_LANE, BY_ROUTE, COLD])
+async def test_a_large_answer_waits_for_room(with_room_for_one: Service, how: str) -> None:
+    """It is whole, once others have taken theirs; small ones do not wait."""
+    first = await stalled(with_room_for_one)
+    second = await asking(with_room_for_one, how)
+    async with neighbour(with_room_for_one.api.url):
+        pass
+    assert not second.done()
+    first.go_on_reading()
+    for _ in range(32):
+        assert len((await first.answer()).body) > SIZE
+    answer = await second
+    assert answer.json["data"] == {"a": "x" * SIZE}
+    assert with_room_for_one.door.cut == 0
+
+
+async def test_who_is_slow_makes_room(
+    with_room_for_one: Service, limits: pytest.MonkeyPatch
+) -> None:
+    """Who takes next to nothing is cut sooner if another waits for room."""
+    await stalled(with_room_for_one)
+    second = await asking(with_room_for_one)
+    assert with_room_for_one.door.cut == 0
+    limits.setattr(answers, "TAKE_CROWDED_S", SHORT_S)
+    assert len((await second).body) > SIZE
+    assert with_room_for_one.door.cut == 1
+
+
+async def test_not_too_much_waits(with_room_for_one: Service) -> None:
+    """An answer that finds too much waiting already is 503 at once."""
+    await stalled(with_room_for_one)
+    second = await asking(with_room_for_one)
+    third = await with_room_for_one.api("GET", path("large"))
+    third.is_problem(503, "overloaded")
+    assert not second.done()
+    second.cancel()
+
+
+@pytest.mark.parametrize("how", [BY_LANE, BY_ROUTE, COLD])
+async def test_a_large_answer_does_not_wait_for_ever(
+    with_room_for_one: Service, limits: pytest.MonkeyPatch, how: str
+) -> None:
+    """It is 503 after a while, and whoever comes then is not behind it."""
+    first = await stalled(with_room_for_one)
+    limits.setattr(answers, "WAIT_S", SHORT_S)
+    for _ in range(2):
+        second = await asking(with_room_for_one, how)
+        (await second).is_problem(503, "overloaded")
+    first.go_on_reading()
+    for _ in range(32):
+        await first.answer()
+    third = await with_room_for_one.api("GET", path("large"))
+    assert third.status == 200
+
+
+async def test_the_answer_to_a_write_is_not_refused(
+    with_room_for_one: Service, limits: pytest.MonkeyPatch
+) -> None:
+    """What is done cannot be refused any more: its answer waits, and comes all the same."""
+    await stalled(with_room_for_one)
+    second = await asking(with_room_for_one)
+    limits.setattr(answers, "WAIT_S", SHORT_S)
+    answer = await with_room_for_one.api("PATCH", path("large"), {"data": {"b": 1}})
+    second.cancel()
+    assert answer.status == 200
+    assert answer.json["data"]["b"] == 1
 
 
 # --- the door's books

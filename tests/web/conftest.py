@@ -244,6 +244,10 @@ class Raw:
         assert isinstance(transport.get_protocol(), asyncio.StreamReaderProtocol)
         transport.pause_reading()  # type: ignore[attr-defined]
 
+    def go_on_reading(self) -> None:
+        """What has come in between is not lost."""
+        self._writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def ask(self, data: bytes, method: str = "GET") -> Answer:
         await self.send(data)
         return await self.answer(method)

@@ -24,7 +24,7 @@ from itemstore.core import data, field, item, lines, listing, query, record, sel
 from itemstore.core import queue as write_queue
 from itemstore.options import Options
 from itemstore.storage.postgres import Postgres
-from itemstore.web import app, audit, bodies, door, items, requests, streams
+from itemstore.web import answers, app, audit, bodies, door, items, requests, streams
 from itemstore.web import bulk as web_bulk
 from itemstore.web import server as web_server
 from tests.web.conftest import Service, service_over
@@ -217,10 +217,15 @@ LIMITS: Final = {
     "line of an import": (lines.LINE_MAX_BYTES, "bytes"),
     "imports and exports at a time": (streams.STREAMS_MAX, ""),
     "time without a byte of an import's body": (streams.IDLE_S, "s"),
-    f"time in which a client takes {door.ANSWER_PIECE_BYTES:,} bytes of any answer": (
-        *(door.ANSWER_S, "s"),
+    f"time in which a client takes {answers.TAKE_BYTES:,} bytes of any answer": (
+        *(answers.TAKE_S, "s"),
     ),
-    "answers written and not taken, all together": (door.ANSWERS_MAX_BYTES, "bytes"),
+    f"the same, while answers of others that are larger than {answers.SMALL_BYTES:,} bytes wait": (
+        *(answers.TAKE_CROWDED_S, "s"),
+    ),
+    "answers written and not taken, all together": (answers.BYTES_MAX, "bytes"),
+    "answers that wait, all together": (answers.BYTES_MAX, "bytes"),
+    "time an answer waits": (answers.WAIT_S, "s"),
     "connections at a time": (door.CONNECTIONS_MAX, "(`CONNECTIONS_MAX`)"),
     "time for the first byte on a new connection": (door.FIRST_BYTE_S, "s"),
     "time for the headers, from their first byte": (door.HEAD_S, "s"),
@@ -276,7 +281,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert of_one == "no limit (`CONNECTIONS_MAX_PER_ADDRESS`)"
     ahead = table.pop("requests sent ahead on a connection")
     assert ahead.startswith(f"{web_protocol.MAX_MSG_QUEUE_SIZE}, ")
-    assert (streams.PIECE_BYTES, streams.IDLE_S) == (door.ANSWER_PIECE_BYTES, door.ANSWER_S)
+    assert (streams.PIECE_BYTES, streams.IDLE_S) == (answers.TAKE_BYTES, answers.TAKE_S)
     given = settings.load({})
     assert given.connections_max == door.CONNECTIONS_MAX
     assert given.bodies_max_bytes == bodies.BYTES_MAX
