@@ -13,15 +13,15 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
 
 from structlog.typing import FilteringBoundLogger
 
-from itemstore import memory
-from itemstore.accepted import Accepted, finished, outcome, settle
+from itemstore import batch, memory
+from itemstore.accepted import Accepted, settle
 from itemstore.admission import Admission
 from itemstore.allocator import Allocator
 from itemstore.audit import Audit
@@ -53,7 +53,7 @@ from itemstore.repetitions import UNKNOWN as NOT_ASKED
 from itemstore.repetitions import Repetitions
 from itemstore.storage import Found, Storage, StorageError
 from itemstore.succession import Succession
-from itemstore.tasks import end, give_way, until_answered
+from itemstore.tasks import end, until_answered
 from itemstore.watcher import Watcher
 
 LET_GO_S: Final = 1.0  # for giving the lease back, however much time the queue has taken
@@ -364,10 +364,11 @@ class ItemStore(ShortForms):
         """Carries the operations out one after another; one result each, in their order.
 
         Each stands alone: a result is the item, None for a delete, or the error that stopped this
-        operation and no other. Their commits are waited for together. An error among them is what
-        is wrong with an operation, and its own result. With an idempotency key, what an earlier
-        batch with it carried out is answered again and not repeated. Raises IdempotencyInProgress,
-        IdempotencyKeyReused.
+        operation and no other; Overloaded for what would read or patch an item when those in the
+        results have 8 MiB already. Their commits are waited for together. An error among them is
+        what is wrong with an operation, and its own result. With an idempotency key, what an
+        earlier batch with it carried out is answered again and not repeated. Raises
+        IdempotencyInProgress, IdempotencyKeyReused.
         """
         if origin is None or origin.once is None:
             return await self._batch(operations, durability, origin)
@@ -382,20 +383,11 @@ class ItemStore(ShortForms):
     ) -> Sequence[Item | ItemStoreError | None]:
         self._check_open()
         level = self.level(durability)
-        valid = [each for each in operations if not isinstance(each, ItemStoreError)]
-        if any(not isinstance(each, Get) for each in valid):
+        if any(not isinstance(each, Get | ItemStoreError) for each in operations):
             await self.lease.to_accept()
             if origin is not None and origin.once is not None:
                 await self.repetitions.look_up(origin)
-        failures = await self.reader.load_all(each.id for each in valid)
-        begun: list[Accepted | Item | ItemStoreError] = []
-        for position, operation in enumerate(operations):
-            step = self._begin(operation, level, failures, origin, position)
-            begun.append(await outcome(step))
-            await give_way(position + 1)
-        return [
-            await outcome(finished(each)) if isinstance(each, Accepted) else each for each in begun
-        ]
+        return await batch.run(operations, partial(self._begin, level, origin), self.reader)
 
     def level(self, durability: Durability | str | None) -> Durability:
         """The durability a write will have; the store's own for None.
@@ -551,19 +543,10 @@ class ItemStore(ShortForms):
         return Accepted(change, False, self._deadlines.durable(change, level), is_kept=True)
 
     async def _begin(
-        self,
-        operation: Operation | ItemStoreError,
-        level: Durability,
-        failures: Mapping[str, BaseException],
-        origin: Origin | None,
-        position: int,
+        self, level: Durability, origin: Origin | None, position: int, operation: Operation
     ) -> Accepted | Item:
-        if isinstance(operation, ItemStoreError):
-            raise operation
-        failure = failures.get(operation.id or "")
-        if failure is not None and operation.id and self.reader.known(operation.id) is UNKNOWN:
-            raise failure  # not each operation is to wait for a load again
-        if not isinstance(operation, Get):  # the batch has waited for the lease
+        """One operation of a batch, which has waited for the lease."""
+        if not isinstance(operation, Get):
             return await self.accept(operation, level, 0.0, origin=origin, position=position)
         item = await self.get(operation.id)
         if item is None:

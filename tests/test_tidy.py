@@ -27,6 +27,7 @@ LAYERS = (
     ("metrics", "terminal", "__init__"),  # over a running store; __init__ is the library's door
     ("bulk",),  # streams over it
     ("store",),  # the one object the outside knows
+    ("batch",),
     ("reader", "recorder"),
     (
         "persister",

@@ -125,6 +125,7 @@ def make_app(
         middlewares=[_answer_errors], client_max_size=requests.BATCH_BODY_MAX_BYTES
     )
     app[items.STORE] = store
+    app[items.TELLING] = asyncio.Lock()
     app[access.GUARD] = guard or access.Guard()
     app[numbers.TRAFFIC] = traffic.Traffic(store.log, _KINDS)
     app[numbers.AROUND] = around or Surroundings()

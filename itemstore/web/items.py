@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -21,11 +22,14 @@ from itemstore.errors import InvalidId, InvalidParameter, ItemNotFound, ItemStor
 from itemstore.store import ItemStore
 from itemstore.tasks import in_turns
 from itemstore.web import problems, requests
+from itemstore.web.door import DOOR
 from itemstore.web.requests import CALLER
 
 ETAG: Final = "ETag"  # as RFC 9110 spells it; aiohttp has Etag
 #: As others call it, for the draft names no such header.
 REPLAYED: Final = "Idempotent-Replayed"
+#: The answer to one batch is made at a time: that takes its bytes twice.
+TELLING: Final = web.AppKey("telling", asyncio.Lock)
 STORE: Final = web.AppKey("store", ItemStore)
 
 #: A client may keep what it read, and must ask whether it still holds (RFC 9111, section 5.2.2.4).
@@ -162,9 +166,14 @@ async def batch(request: web.Request) -> web.Response:
     given = await in_turns(parse, requests.operations(body))
     outcomes = await store.batch(given, durability=level, origin=origin)
     told = list(zip(range(len(given)), given, outcomes, strict=True))
-    results = await in_turns(lambda each: _result(*each), told)
+    async with request.app[TELLING]:
+        results = await in_turns(lambda each: _result(*each), told)
+        answer = orjson.dumps({"results": results})
+    del results
+    if all(isinstance(each, Get | ItemStoreError) for each in given):
+        await request.app[DOOR].answers.room(len(answer))  # it may still be refused
     response = web.Response(
-        body=orjson.dumps({"results": results}),
+        body=answer,
         content_type="application/json",
         headers={"Durability": level, hdrs.CACHE_CONTROL: "no-store"},
     )

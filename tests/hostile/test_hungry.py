@@ -124,6 +124,24 @@ async def test_slow_readers(victim: Victim) -> None:
             await neighbour.until(neighbour.rounds + 1)
 
 
+@pytest.mark.parametrize(
+    ("operation", "attackers"), [({"op": "get"}, 20), ({"op": "patch", "data": {"b": 1}}, 5)]
+)
+async def test_batches_that_ask_for_much(
+    victim: Victim, operation: dict[str, object], attackers: int
+) -> None:
+    """A large item a thousand times, or as many versions of it, is not one answer."""
+    await put_large(victim)
+    sent = orjson.dumps({"operations": [{**operation, "id": "large"}] * 1_000})
+    async with victim.under_attack(320):
+        found = await asyncio.gather(
+            *(victim.ask(request("POST", "/items:batch", sent), "POST") for _ in range(attackers))
+        )
+    for answer in found:
+        assert len(answer.body) < 10 * MIB
+        assert answer.status == 503 or len(answer.json["results"]) == 1_000
+
+
 def is_cut(one: socket.socket) -> bool:
     """Whether its connection was ended by force, whatever was still to be sent."""
     return one.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNRESET

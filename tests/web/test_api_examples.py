@@ -19,7 +19,7 @@ from typing import Final
 import pytest
 from aiohttp import web, web_protocol
 
-from itemstore import admission, bulk, errors, settings
+from itemstore import admission, batch, bulk, errors, settings
 from itemstore.core import data, field, item, lines, listing, query, record, selection
 from itemstore.core import queue as write_queue
 from itemstore.options import Options
@@ -214,6 +214,7 @@ LIMITS: Final = {
     "data of one item, as stored": (data.DATA_MAX_BYTES, "bytes"),
     "body of a batch": (requests.BATCH_BODY_MAX_BYTES, "bytes"),
     "operations of a batch": (requests.BATCH_OPERATIONS_MAX, ""),
+    "items in the answer to a batch": (batch.ANSWER_BYTES_MAX, "bytes"),
     "line of an import": (lines.LINE_MAX_BYTES, "bytes"),
     "imports and exports at a time": (streams.STREAMS_MAX, ""),
     "time without a byte of an import's body": (streams.IDLE_S, "s"),

@@ -203,3 +203,23 @@ async def test_a_batch_may_be_larger_than_an_item(api: Api, name: str) -> None:
     assert [result["status"] for result in results] == [201, 413, 201]
     assert results[1]["problem"]["pointer"] == "/operations/1/data"
     assert await count_of(api, name) == 2
+
+
+LARGE: Final = {"a": "x" * 1_000_000}
+
+
+async def test_the_answer_to_a_batch_is_bounded(api: Api, name: str) -> None:
+    """When its items have 8 MiB nothing more is read or patched; what is small to send goes on."""
+    await make(api, name, LARGE)
+    get = {"op": "get", "id": name}
+    patch = {"op": "patch", "id": name, "data": {"b": 1}}
+    put = {"op": "put", "id": f"{name}put", "data": {}}
+    delete = {"op": "delete", "id": f"{name}put"}
+
+    results = await run_batch(api, *[get] * 4, *[patch] * 5, put, *[get, patch] * 494, delete)
+
+    statuses = [result["status"] for result in results]
+    assert statuses == [200] * 9 + [201] + [503] * 988 + [204]
+    problem = results[10]["problem"]
+    assert (problem["code"], problem["pointer"]) == ("overloaded", "/operations/10")
+    assert (await api("GET", path(name))).json == results[8]["item"]

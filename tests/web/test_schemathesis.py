@@ -18,7 +18,7 @@ from itemstore.storage.postgres import Postgres
 from itemstore.web.app import ROUTES
 from tests.web.conftest import service_over
 
-EXAMPLES: Final = int(os.environ.get("ITEMSTORE_EXAMPLES", "30"))  # for each operation
+EXAMPLES: Final = int(os.environ.get("ITEMSTORE_EXAMPLES", "10"))  # for each operation
 LIMIT_S: Final = 120 + EXAMPLES * 10  # so that it ends at all; it takes about a tenth of that
 ROOT: Final = Path(__file__).parents[2]
 
