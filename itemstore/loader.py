@@ -8,6 +8,8 @@ Read-through, for a miss while not every item is cached:
     4. the answer arrives; y is installed, A and B are woken and look again
     5. A and B find x being deleted, and y cached
 
+Of large items a query brings some, and is repeated for the others.
+
 The holder of the lease hands nobody what the query brought: whoever waited looks into the cache
 again, where a newer write or delete may stand by now. A standby answers what the query brought and
 keeps none of it, for the holder may change it meanwhile. The query is a task of its own, so that
@@ -20,7 +22,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -145,14 +147,18 @@ class Loader:
 
     async def _fetch(self, batch: dict[str, asyncio.Future[bytes | None]]) -> None:
         load, epoch = self._cache.begin_load(), self._epoch()
-        found: dict[str, bytes] = {}
         # What a query that close() cancels leaves: else who waits for it would begin another.
         failure: Exception | None = DatabaseUnavailable("The store is closing.")
-        self.queries += 1
         try:
-            found = dict(await self._storage.load(list(batch)))
-            if epoch and epoch == self._epoch():
-                self._keep(load, batch, found)
+            is_whole = False
+            while not is_whole:
+                self.queries += 1
+                rows, total = await self._storage.load(list(batch))
+                is_whole = len(rows) == total
+                if epoch and epoch == self._epoch():
+                    self._keep(load, rows, batch if is_whole else ())
+                for item_id, entry in rows:
+                    self._settle(item_id, batch.pop(item_id), entry, None)
             failure = None
         except StorageError as error:
             failure = _away(error)
@@ -161,13 +167,24 @@ class Loader:
         finally:
             self._cache.end_load(load)
             for item_id, future in batch.items():
-                if self._loading.get(item_id) is future:
-                    del self._loading[item_id]
-                _resolve(future, found.get(item_id), failure)
+                self._settle(item_id, future, None, failure)
 
-    def _keep(self, load: Load, asked: Iterable[str], found: dict[str, bytes]) -> None:
-        self.loaded += self._cache.install(load, found.items(), self._queue.pending_ids())
+    def _keep(self, load: Load, rows: Sequence[Row], asked: Iterable[str]) -> None:
+        """Installs the rows; what else was asked for is not there."""
+        self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
+        found = {item_id for item_id, _ in rows}
         self._cache.note_absent(load, [item_id for item_id in asked if item_id not in found])
+
+    def _settle(
+        self,
+        item_id: str,
+        future: asyncio.Future[bytes | None],
+        entry: bytes | None,
+        failure: Exception | None,
+    ) -> None:
+        if self._loading.get(item_id) is future:
+            del self._loading[item_id]
+        _resolve(future, entry, failure)
 
     async def preload(self, estimate: int) -> None:
         """Fills the cache page by page, and then calls it hydrated; or stops at its bound.

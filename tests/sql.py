@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import psycopg
 
+from itemstore.core.cache import Row
 from itemstore.core.queue import Change
-from itemstore.storage import Claim, Standing
+from itemstore.storage import Claim, Standing, Storage
 from itemstore.storage.postgres import Postgres
 
 #: Makes the tables as they were after schema.sql, for the next test of a shared database.
@@ -67,3 +68,15 @@ def tables(dsn: str) -> tuple[list[Any], list[Any]]:
         query(dsn, "SELECT id, version, data::text FROM items ORDER BY id"),
         query(dsn, "SELECT id, version FROM tombstones ORDER BY id"),
     )
+
+
+async def loaded(storage: Storage, ids: Sequence[str]) -> list[Row]:
+    """Those of the ids that exist, asked for until all have come."""
+    rows: list[Row] = []
+    while True:
+        known = {item_id for item_id, _ in rows}
+        some, total = await storage.load([each for each in ids if each not in known])
+        assert len(some) > 0 or total == 0
+        rows += some
+        if len(some) == total:
+            return rows

@@ -205,6 +205,28 @@ async def test_cold_items_cost_a_query_a_thousand(stores: Stores) -> None:
     assert gates(store).counts["load"] <= 1 + len(ids) // LOAD_IDS_MAX
 
 
+async def test_large_cold_items_come_some_at_a_time(stores: Stores) -> None:
+    """However large they are together, no query brings much, and every reader gets his answer.
+
+    Who asks for what is not there is told so by the last of the queries.
+    """
+    await soon((await stores.open(LAZY)).close())
+    stores.psql("""
+        INSERT INTO items
+        SELECT 'i' || n, json_build_object('n', n, 'x', (
+                   SELECT string_agg(md5(n || '/' || m), '') FROM generate_series(1, 20000) m
+               )), n, now(), now()
+        FROM generate_series(1, 20) n""")
+    store = await bounded(stores)
+    asked = [*(f"i{number}" for number in range(1, 21)), "missing"]
+
+    found = await soon(asyncio.gather(*map(store.get, asked)))
+
+    assert [item and item.data["n"] for item in found] == [*range(1, 21), None]
+    assert gates(store).counts["load"] == store.loader.queries == 3
+    assert store.reader.misses == 21
+
+
 async def test_hits_and_misses_are_counted(stores: Stores) -> None:
     """What was known at once is a hit, what was loaded a miss; each is counted once."""
     ids = await seeded(stores, 10)

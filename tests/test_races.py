@@ -117,12 +117,12 @@ class GatedPostgres(Postgres):
         await self._at("quarantine", "before")
         await super().quarantine(change, reason)
 
-    async def load(self, ids: Sequence[str]) -> list[Row]:
+    async def load(self, ids: Sequence[str]) -> tuple[list[Row], int]:
         self.loaded.append(list(ids))
         await self._at("load", "before")
-        rows = await super().load(ids)
+        found = await super().load(ids)
         await self._at("load", "after")
-        return rows
+        return found
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         await self._at("page", "before")

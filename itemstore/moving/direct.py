@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple, TypeVar
 
 from itemstore import process
@@ -166,14 +167,23 @@ class Direct:
 
     async def _decided(self, rows: Sequence[Row]) -> Decided:
         """What becomes of the rows; a later one of the same id sees an earlier one."""
-        ids = list({row.id for row in rows})
-        entries = dict(await _answered(lambda: self._storage.load(ids)))
+        entries = await self._entries({row.id for row in rows})
         entries.update(self._uncommitted)
         changes: dict[str, Change] = {}
         statuses = [self._decide(row, entries, changes) for row in rows]
         if not self._dry:
             self._uncommitted.update((each.id, each.entry) for each in changes.values())
         return Decided(statuses, changes)
+
+    async def _entries(self, ids: set[str]) -> dict[str, bytes]:
+        """What PostgreSQL has of them."""
+        entries: dict[str, bytes] = {}
+        while True:
+            some, total = await _answered(partial(self._storage.load, list(ids)))
+            entries.update(some)
+            if len(some) == total:
+                return entries
+            ids -= entries.keys()
 
     def _decide(self, row: Row, entries: dict[str, bytes], changes: dict[str, Change]) -> str:
         old = entries.get(row.id)

@@ -250,8 +250,11 @@ class Storage(Protocol):
     async def audit(self, query: AuditQuery) -> list[AuditRow]:
         """Rows of the audit, newest first. Raises StorageTimeLimit."""
 
-    async def load(self, ids: Sequence[str]) -> list[Row]:
-        """Those of the ids that exist."""
+    async def load(self, ids: Sequence[str]) -> tuple[list[Row], int]:
+        """Some of those of the ids that exist, one at least, and how many exist.
+
+        Those are all unless they are so large that they would take too much memory at once.
+        """
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         """Some items, and the position after them; None at the end.

@@ -65,6 +65,7 @@ SERVER_VERSION_MIN: Final = 150_000
 
 WRITE_TIMEOUT_S: Final = 30.0
 USAGE_TIMEOUT_S: Final = 60.0  # it may read every item there is
+LOAD_BYTES: Final = 4 * 1024 * 1024  # as they are stored: the large ones compressed
 POOL_MAX: Final = 3
 CONNECTIONS_MAX: Final = POOL_MAX + LOAD_CONNECTIONS + 4  # and writer, lease, preload and listener
 POOL_WAIT_S: Final = 5.0
@@ -250,8 +251,11 @@ class Postgres:
             rows = await _fetched(connection, *statements.audit(query))
         return [AuditRow(*row) for row in rows]
 
-    async def load(self, ids: Sequence[str]) -> list[Row]:
-        return await self._read(statements.LOAD, {"ids": list(ids)}, self._loaders)
+    async def load(self, ids: Sequence[str]) -> tuple[list[Row], int]:
+        given = {"ids": list(ids), "bytes_max": LOAD_BYTES}
+        found = await self._read(statements.LOAD, given, self._loaders)
+        total = found[0][3] if found else 0
+        return [(item_id, entry) for item_id, entry, *_ in found], total
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         return await self._walk.page(position)

@@ -297,29 +297,28 @@ SELECT version, id, (extract(epoch FROM at) * 1000000)::bigint, what, caller, re
     return text, given
 
 
-LOAD: Final = f"SELECT id, {_PACKED} FROM items WHERE id = ANY(%(ids)b::text[])"  # noqa: S608 - constants
+#: No more rows than so many bytes as they are stored, but one at least; ``total`` is how many there
+#: would be. To sum up their lengths as text would take twice the time where they are large.
+_BY_SIZE: Final = f"""
+SELECT id, {_PACKED}, at::text, total FROM (
+    SELECT *, ctid AS at, count(*) OVER () AS total,
+           sum(pg_column_size(data)) OVER ({{order}}) - pg_column_size(data) AS bytes_before
+      FROM items WHERE {{which}}
+  ) AS sized
+ WHERE bytes_before < %(bytes_max)s
+"""  # noqa: S608 - built from constants above
+
+LOAD: Final = _BY_SIZE.format(order="ROWS UNBOUNDED PRECEDING", which="id = ANY(%(ids)b::text[])")
 
 #: A walk over the table as it lies on disk, which reads each of its blocks once, in order. In the
 #: order of the ids it would take three to eight times as long: each row lies in another block.
-BLOCKS: Final = f"""
-SELECT id, {_PACKED} FROM items
- WHERE ctid >= %(first)s::tid
-   AND ctid < %(end)s::tid
-"""  # noqa: S608 - built from constants above
+_IN_BLOCKS: Final = "ctid >= %(first)s::tid AND ctid < %(end)s::tid"
+BLOCKS: Final = f"SELECT id, {_PACKED} FROM items WHERE {_IN_BLOCKS}"  # noqa: S608 - constants
 
-#: The same where much is kept outside of the rows (TOAST), so that a block leads to many bytes: no
-#: more than so many bytes as they are stored, from a place on; ``total`` is what there would be.
-BLOCKS_BY_SIZE: Final = f"""
-SELECT id, {_PACKED}, at::text, total FROM (
-    SELECT *, ctid AS at, count(*) OVER () AS total,
-           sum(pg_column_size(data)) OVER (ORDER BY ctid) - pg_column_size(data) AS bytes_before
-      FROM items
-     WHERE ctid >= %(first)s::tid
-       AND ctid < %(end)s::tid
-  ) AS sized
- WHERE bytes_before < %(bytes_max)s
- ORDER BY sized.at
-"""  # noqa: S608 - built from constants above
+#: The same where much is kept outside of the rows (TOAST), so that a block leads to many bytes.
+BLOCKS_BY_SIZE: Final = (
+    _BY_SIZE.format(order="ORDER BY ctid", which=_IN_BLOCKS) + "ORDER BY sized.at"
+)
 
 #: For a new connection that walks: libpq's buffer grows to half a megabyte, and stays so. With the
 #: 16 KB it begins with, a page would wake the event loop three times as often.

@@ -28,6 +28,7 @@ from tests.simulation.lease_row import LeaseRow
 PURGE_MAX: Final = 1_000  # tombstones forgotten in one call
 NOTES_KEPT_US: Final = 3_600_000_000  # how long a standby may ask for what is taken over
 PAGE_ITEMS: Final = 2  # few, so that much happens between two pages of a walk
+LOAD_ITEMS: Final = 2  # that one load brings
 CHANGED_ITEMS: Final = 5
 NOTES: Final = 5  # foreign changes on a page for a standby
 

@@ -39,7 +39,7 @@ from itemstore.storage import (
     StorageError,
     StorageSlow,
 )
-from tests.simulation.disk import Disk, Walk
+from tests.simulation.disk import LOAD_ITEMS, Disk, Walk
 
 T = TypeVar("T")
 
@@ -274,9 +274,10 @@ class FlakyStorage:
     async def audit(self, query: AuditQuery) -> list[AuditRow]:
         return await self._call("audit", lambda: self.disk.audited(query))
 
-    async def load(self, ids: Sequence[str]) -> list[Row]:
+    async def load(self, ids: Sequence[str]) -> tuple[list[Row], int]:
         self._check(len(ids) == len(set(ids)) > 0, f"ids in a load are unique: {ids}")
-        return await self._call("load", lambda: self.disk.load(ids))
+        rows = await self._call("load", lambda: self.disk.load(ids))
+        return rows[:LOAD_ITEMS], len(rows)
 
     async def page(self, position: int) -> tuple[list[Row], int | None]:
         return await self._call("page", lambda: self._walk.page(position))

@@ -26,6 +26,7 @@ from tests.simulation.bodies import (
     upsert,
     write,
 )
+from tests.sql import loaded
 from tests.walking import items
 
 #: In byte order: one, two, three and four bytes of UTF-8 a character.
@@ -41,7 +42,7 @@ async def test_an_item_comes_back_byte_for_byte(storage: Storage) -> None:
     text = '{"b" : 1.50,"a":"\\u00e9 é 😀",\n "a":2}'.encode()
     change = upsert("é/1", NOW, text, created=NOW - 86_400_000_001)
     await write(storage, [change])
-    assert await storage.load(["é/1"]) == [row(change)]
+    assert await loaded(storage, ["é/1"]) == [row(change)]
     assert await items(storage) == [row(change)]
     assert await storage.select(EVERYTHING) == ([row(change)], None)
 
@@ -81,7 +82,7 @@ async def test_a_tombstone_keeps_an_older_write_out(storage: Storage, existed: b
     await write(storage, [delete("a", NOW + 3)])
     await write(storage, [upsert("a", NOW + 4)])
     assert await items(storage) == []
-    assert await storage.load(["a"]) == []
+    assert await loaded(storage, ["a"]) == []
 
 
 async def test_a_newer_write_revives_and_clears_the_tombstone(storage: Storage) -> None:
@@ -211,11 +212,11 @@ async def test_a_load_brings_those_that_exist(storage: Storage) -> None:
     """Of the ids asked for, a load brings the live ones and no others."""
     await write(storage, [upsert("a", NOW), upsert("b", NOW), upsert("c", NOW)])
     await write(storage, [delete("b", NOW + 1)])
-    assert sorted(await storage.load(["a", "b", "c", "d"])) == [
+    assert sorted(await loaded(storage, ["a", "b", "c", "d"])) == [
         row(upsert("a", NOW)),
         row(upsert("c", NOW)),
     ]
-    assert await storage.load(["d"]) == []
+    assert await loaded(storage, ["d"]) == []
 
 
 async def test_a_walk_brings_every_item(storage: Storage) -> None:
@@ -235,7 +236,7 @@ async def test_a_walk_brings_what_changed_meanwhile(tables: Tables, storage: Sto
     while position is not None:
         page, position = await storage.page(position)
         walked += page
-    newest = await storage.load([*IDS, "new"])
+    newest = await loaded(storage, [*IDS, "new"])
     assert dict(walked) == dict(newest)
 
 

@@ -19,6 +19,7 @@ from itemstore.storage import (
     StorageRefused,
 )
 from tests.simulation.bodies import ME, NOW, Tables, claim, delete, row, upsert
+from tests.sql import loaded
 from tests.walking import items
 
 OTHER: Final = "other"
@@ -446,7 +447,7 @@ async def test_a_walk_brings_what_is_not_settled(storage: Storage) -> None:
     while position is not None:
         page, position = await storage.page(position)
         walked += page
-    newest = dict(await storage.load([f"{n}" for n in range(9)]))
+    newest = dict(await loaded(storage, [f"{n}" for n in range(9)]))
     assert dict(walked) == newest
     assert len(newest) == 9
 

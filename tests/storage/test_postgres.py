@@ -12,6 +12,7 @@ from itertools import count, product
 from pathlib import Path
 from typing import Any
 
+import orjson
 import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -36,10 +37,10 @@ from itemstore.storage import (
 )
 from itemstore.storage import walk as walk_module
 from itemstore.storage.conditions import prefix_end
-from itemstore.storage.postgres import POOL_MAX, Postgres
+from itemstore.storage.postgres import LOAD_BYTES, POOL_MAX, Postgres
 from itemstore.storage.session import classify
 from tests.conftest import MAJORS_WANTED
-from tests.sql import EMPTY, NO_CLAIM, Holder, make_database, query, tables
+from tests.sql import EMPTY, NO_CLAIM, Holder, loaded, make_database, query, tables
 from tests.walking import items, walk
 
 Another = Callable[[str], Holder]
@@ -185,9 +186,31 @@ async def test_load_brings_those_that_exist(db: Holder) -> None:
     """Of the ids asked for those that exist come back packed, each once, byte for byte."""
     kept = [upsert("a", 5, b'{"b": 1,  "a":[1.50,1e2]}', created_us=3), upsert("\U0010ffff", 6)]
     await db.write([*kept, upsert("not asked for", 7), delete("deleted", 8)])
-    rows = await db.load(["\U0010ffff", "a", "deleted", "missing", "a"])
+    rows = await loaded(db, ["\U0010ffff", "a", "deleted", "missing", "a"])
     assert sorted(rows) == [row(change) for change in kept]  # 8
-    assert await db.load([]) == []
+    assert await loaded(db, []) == []
+
+
+async def test_a_load_of_large_items_brings_some_at_a_time(db: Holder) -> None:
+    """Asked again for those that did not come, it brings each of them once, and says when all."""
+    large = [upsert(f"{n}", n, _json_without_pattern(1_000_000)) for n in range(1, 13)]
+    for change in large:
+        await db.write([change])
+    ids = [change.id for change in large]
+    found: list[Row] = []
+    for left in (12, 7, 2):
+        rows, total = await db.load(["missing", *ids])
+        assert (total, len(rows)) == (left, min(5, left))
+        assert sum(len(entry) for _, entry in rows) < LOAD_BYTES + 1_100_000
+        found += rows
+        ids = [each for each in ids if each not in dict(rows)]
+    assert ids == []
+    assert sorted(found) == sorted(row(change) for change in large)
+
+
+def _json_without_pattern(size: int) -> bytes:
+    """What PostgreSQL cannot compress."""
+    return orjson.dumps({"a": random.Random(1).randbytes(size // 2).hex()})
 
 
 async def test_a_walk_brings_all_items(db: Holder) -> None:
@@ -627,7 +650,7 @@ async def test_a_row_inserted_by_hand_is_noted(db: Holder, database: str) -> Non
     assert version > 2**52  # 4: more than the tombstone had
     assert b_version >= before_us
     expected = [upsert("a", version, b'{"b": 1,  "a": 2}'), upsert("b", b_version)]
-    assert sorted(await db.load(["a", "b"])) == [row(change) for change in expected]
+    assert sorted(await loaded(db, ["a", "b"])) == [row(change) for change in expected]
     assert tables(database)[1] == []
     states = await db.states(["b", "a"])
     assert {each.id: each.entry for each in states} == {each.id: each.entry for each in expected}
@@ -678,7 +701,7 @@ async def test_a_row_updated_by_hand_is_noted(db: Holder, database: str) -> None
         upsert("a", versions["a"], b'{"by": "hand"}', created_us=5),
         upsert("b", versions["b"], b'{"by": "hand"}', created_us=6),
     ]
-    assert sorted(await db.load(["a", "b"])) == [row(change) for change in expected]
+    assert sorted(await loaded(db, ["a", "b"])) == [row(change) for change in expected]
     updated = query(database, "SELECT updated_at FROM items ORDER BY id")
     assert updated == [EPOCH + timedelta(microseconds=versions[item_id]) for item_id in "ab"]
 
@@ -788,7 +811,7 @@ async def test_many_instances_can_open_at_once(each_dsn: str, another: Another) 
     instances = [another(each_dsn) for _ in range(6)]
     await asyncio.gather(*(instance.open() for instance in instances))
     await instances[0].write([upsert("a", 1)])
-    assert await instances[5].load(["a"]) == [row(upsert("a", 1))]
+    assert await loaded(instances[5], ["a"]) == [row(upsert("a", 1))]
     assert query(each_dsn, "SELECT count(*) FROM id_blocks, store_meta") == [1]
 
 
@@ -819,7 +842,7 @@ async def test_a_role_without_ddl_rights_can_use_the_schema(
     await limited.release(["c"])
     await limited.lease_ids(5)
     assert await limited.purge(10) == 1
-    assert await limited.load(["a"]) == [row(upsert("a", 1))]
+    assert await loaded(limited, ["a"]) == [row(upsert("a", 1))]
     query(each_dsn, "UPDATE items SET data = '{}'")
     [change] = await limited.foreign_changes()
     await limited.forget_foreign_changes([change.seq], (await limited.lease()).epoch)
@@ -854,7 +877,7 @@ async def test_text_is_utf8_whatever_the_connection_string_says(
     await storage.open()
     change = upsert("\u00e9\u20ac", 1, '{"a":"\u00e9\u20ac\U0001f34f"}'.encode())
     await storage.write([change])
-    assert await storage.load([change.id]) == [row(change)]  # 8
+    assert await loaded(storage, [change.id]) == [row(change)]  # 8
     assert await items(storage) == [row(change)]  # 8
     assert query(each_dsn, "SELECT id FROM items") == [change.id]
 
@@ -947,9 +970,9 @@ async def test_a_lost_writer_comes_back(db: Holder, database: str) -> None:
 async def test_lost_readers_are_replaced_unnoticed(db: Holder, database: str) -> None:
     """A read finds a working connection after the server ended all of the pool's."""
     await db.write([upsert("a", 1)])
-    assert await db.load(["a"])
+    assert await loaded(db, ["a"])
     assert query(database, TERMINATE, "itemstore reader %") == [True]
-    assert await db.load(["a"]) == [row(upsert("a", 1))]
+    assert await loaded(db, ["a"]) == [row(upsert("a", 1))]
 
 
 async def test_a_lost_preload_comes_back(db: Holder, database: str) -> None:
@@ -1060,7 +1083,7 @@ async def test_a_cancelled_call_does_not_break_the_next(
             await asyncio.sleep(0)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        assert await db.load(["a"]) == [row(upsert("a", 1))]
+        assert await loaded(db, ["a"]) == [row(upsert("a", 1))]
     await calls[call]()
 
 
@@ -1072,8 +1095,8 @@ async def test_a_full_pool_is_away(db: Holder, database: str) -> None:
         await waiting_for_a_lock(database, LOAD_CONNECTIONS)
         db._loaders.timeout = 0.01
         with pytest.raises(StorageAway):
-            await db.load(["a"])
-    assert await asyncio.gather(*hanging) == [[]] * LOAD_CONNECTIONS
+            await loaded(db, ["a"])
+    assert await asyncio.gather(*hanging) == [([], 0)] * LOAD_CONNECTIONS
 
 
 async def test_a_load_does_not_wait_for_lists(db: Holder) -> None:
@@ -1081,7 +1104,7 @@ async def test_a_load_does_not_wait_for_lists(db: Holder) -> None:
     async with AsyncExitStack() as stack:
         for _ in range(POOL_MAX):
             await stack.enter_async_context(db._pool.connection())
-        assert await asyncio.wait_for(db.load(["a"]), 30) == []
+        assert await asyncio.wait_for(db.load(["a"]), 30) == ([], 0)
 
 
 # --- what cannot be reached, and what will not be let in

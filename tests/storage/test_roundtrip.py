@@ -19,7 +19,7 @@ from itemstore.core.item import pack
 from itemstore.core.queue import Change
 from itemstore.errors import InvalidInput
 from itemstore.storage import ListQuery
-from tests.sql import Holder
+from tests.sql import Holder, loaded
 from tests.strategies import ANY_NUMBERS, IDS, TEXT, json_objects
 from tests.walking import items
 
@@ -86,7 +86,7 @@ async def test_what_is_accepted_comes_back_byte_for_byte(
     await db.write(changes)  # 2
     expected = [(change.id, change.entry) for change in changes]
     ids = [change.id for change in changes]
-    assert sorted(await db.load(ids)) == expected  # 8
+    assert sorted(await loaded(db, ids)) == expected  # 8
     assert [row for row in await everything(db) if row[0] in set(ids)] == expected  # 8
     latest = ListQuery(len(changes), 10**9, "updated", descending=True)
     rows, _ = await db.select(latest)
