@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
@@ -17,9 +18,15 @@ from aiohttp import hdrs, web
 from itemstore.access import Access
 from itemstore.core.apikey import digest, id_in, is_meant
 from itemstore.core.caller import ANYBODY, NOBODY, Caller, Role
-from itemstore.errors import Forbidden, ItemStoreError, RouteNotFound, Unauthenticated
+from itemstore.errors import (
+    Forbidden,
+    ItemStoreError,
+    RateLimited,
+    RouteNotFound,
+    Unauthenticated,
+)
 from itemstore.keyring import Keyring
-from itemstore.web import requests
+from itemstore.web import limits, requests
 
 if TYPE_CHECKING:  # who takes no tokens needs no cryptography
     from itemstore.issuer import Tokens
@@ -141,6 +148,10 @@ async def is_told_all(request: web.Request) -> bool:
     """Whether who calls a route that is open to everybody may know more than everybody."""
     try:
         caller = await request.app[GUARD].caller(_header(request))
+    except Unauthenticated as error:
+        with suppress(RateLimited):  # a probe is answered, however often it comes
+            limits.failed(request, error)
+        return False
     except ItemStoreError:
         return False
     return not caller.prefix

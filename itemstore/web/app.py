@@ -173,8 +173,7 @@ async def _admit(request: web.Request) -> Route | None:
         try:
             await access.admit(request, route.role, is_whole=route.is_whole)
         except Unauthenticated as error:
-            if error.is_wrong:
-                request.app[LIMITS].punish(request.app[LIMITS].network_of(request))
+            limits.failed(request, error)
             raise
         return route
     request[requests.CALLER] = NOBODY

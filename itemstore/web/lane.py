@@ -112,10 +112,11 @@ class Pending(NamedTuple):
     answer: Callable[[Any], bytes]  #: to what ``done`` tells
 
     def size(self) -> int:
-        """Bytes of the item that was found, if ``done`` tells of one."""
+        """Bytes of the item that is to be sent, if one was found."""
         done = self.done
-        found = None if done.cancelled() or done.exception() else done.result()
-        return len(found) if isinstance(found, bytes) else 0
+        if self.asked.method != "GET" or done.cancelled() or done.exception():
+            return 0
+        return len(done.result() or b"")
 
 
 class Lane:

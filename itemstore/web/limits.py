@@ -19,7 +19,7 @@ from aiohttp import web
 from itemstore.core import address
 from itemstore.core.caller import ANYBODY, NOBODY, Caller
 from itemstore.core.rate import Buckets, Rate, Verdict
-from itemstore.errors import RateLimited
+from itemstore.errors import RateLimited, Unauthenticated
 from itemstore.web.shared import Shared
 from itemstore.web.traffic import Kind
 
@@ -137,6 +137,13 @@ class Limits:
 def _has_name(caller: Caller) -> bool:
     """Whether it is known by more than its address."""
     return caller is not ANYBODY and caller is not NOBODY
+
+
+def failed(request: web.Request, error: Unauthenticated) -> None:
+    """Counts it as a failed authentication, unless nothing was tried. Raises as ``punish`` does."""
+    if error.is_wrong:
+        limits = request.app[LIMITS]
+        limits.punish(limits.network_of(request))
 
 
 def refusal(verdict: Verdict) -> RateLimited:

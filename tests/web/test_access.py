@@ -16,6 +16,7 @@ from aiohttp import web
 from itemstore import keyring as keyring_module
 from itemstore.core.apikey import compose
 from itemstore.core.caller import Role
+from itemstore.core.rate import Rate
 from itemstore.errors import Unauthenticated
 from itemstore.issuer import Believed, Tokens
 from itemstore.storage.postgres import Postgres
@@ -23,6 +24,7 @@ from itemstore.store import ItemStore
 from itemstore.web import access as access_module
 from itemstore.web.access import Guard
 from itemstore.web.app import ROUTES, make_app
+from itemstore.web.limits import Limits
 from tests.conftest import _FOUND
 from tests.sql import make_database, query
 from tests.stores import Gated, Logged, soon, until
@@ -96,6 +98,21 @@ async def test_two_headers_are_401(service: Service) -> None:
     answer = await connection.ask(request("GET", "/items/a", b"", line, line))
 
     answer.is_problem(401, "unauthenticated")
+
+
+@pytest.mark.parametrize("tried", ["/items/a", "/readyz", "/items:batch"])
+async def test_wrong_keys_one_after_another_are_429(dsn: str, tried: str) -> None:
+    """Wherever they are tried: then only right ones are served, and probes, which learn nothing."""
+    limits = Limits(failures=Rate.parse("2/h"))
+    async with service_over(Postgres(dsn), access=KEYS, limited=limits) as service:
+        stranger = Calling(service.api, STRANGE)
+        for _ in range(2):
+            answer = await stranger("POST" if tried == "/items:batch" else "GET", tried)
+            assert answer.status == (200 if tried == "/readyz" else 401)
+
+        (await stranger("GET", "/items/a")).is_problem(429, "rate_limited")
+        assert (await stranger("GET", "/readyz")).json == {"ready": True}
+        assert (await Calling(service.api, API_KEY)("GET", "/items")).status == 200
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
