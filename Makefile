@@ -14,10 +14,10 @@ run: $(VENV)/run.installed  ## serve on http://localhost:8080 with an embedded P
 
 test: check debian  ## everything: lint, types, all tests
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile
-	TEST_LOOP=asyncio $(BIN)/python -m pytest -q -n 2 --dist loadfile $(ON_BOTH_LOOPS)
+	TEST_LOOP=asyncio $(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow" $(ON_BOTH_LOOPS)
 
 # What waits for sockets; these run on uvloop, as the server does, and on the loop of the library.
-ON_BOTH_LOOPS := tests/web tests/test_lease.py tests/test_races.py
+ON_BOTH_LOOPS := tests/web tests/hostile/test_slow.py tests/test_lease.py tests/test_races.py
 
 check: $(VENV)/dev.installed  ## lint and types
 	$(BIN)/ruff check .

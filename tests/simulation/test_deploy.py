@@ -12,7 +12,7 @@ import pytest
 from tests.simulation.deploy import Deploy
 from tests.simulation.test_simulation import seeds, simulate
 
-SEEDS: Final = 150
+SEEDS: Final = 100
 
 
 @pytest.mark.parametrize("seed", seeds(SEEDS))

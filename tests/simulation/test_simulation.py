@@ -18,7 +18,7 @@ from tests.simulation.deploy import Deploy
 from tests.simulation.history import History
 from tests.simulation.world import World
 
-SEEDS: Final = 300
+SEEDS: Final = 200
 
 Story = Callable[[int, World], History | Deploy]
 
