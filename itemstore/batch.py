@@ -9,6 +9,7 @@ from itemstore.accepted import Accepted, finished, outcome
 from itemstore.core.item import Item
 from itemstore.core.operation import Get, Operation, Patch
 from itemstore.errors import ItemStoreError, Overloaded
+from itemstore.lease import WriterLease
 from itemstore.reader import UNKNOWN, Reader
 from itemstore.tasks import give_way
 
@@ -19,15 +20,25 @@ ANSWER_BYTES_MAX: Final = 8 * 1024 * 1024
 Begin = Callable[[int, Operation], Awaitable[Accepted | Item]]
 
 
+def writes(operations: Sequence[Operation | ItemStoreError]) -> bool:
+    """Whether any of them needs the lease."""
+    return any(not isinstance(each, Get | ItemStoreError) for each in operations)
+
+
 async def run(
-    operations: Sequence[Operation | ItemStoreError], begin: Begin, reader: Reader
+    operations: Sequence[Operation | ItemStoreError],
+    begin: Begin,
+    reader: Reader,
+    lease: WriterLease,
 ) -> list[Item | ItemStoreError | None]:
     """The result of each, in their order; commits are waited for together.
 
-    An error among the operations is its own result.
+    An error among the operations is its own result. Raises NotHolder.
     """
     valid = [each for each in operations if not isinstance(each, ItemStoreError)]
     failures = await reader.load_all(each.id for each in valid)
+    if writes(valid):
+        await lease.to_accept()  # the loads may have taken longer than it was known to be ours
     size = 0
 
     async def step(position: int, operation: Operation | ItemStoreError) -> Accepted | Item:

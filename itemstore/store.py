@@ -383,11 +383,12 @@ class ItemStore(ShortForms):
     ) -> Sequence[Item | ItemStoreError | None]:
         self._check_open()
         level = self.level(durability)
-        if any(not isinstance(each, Get | ItemStoreError) for each in operations):
+        if batch.writes(operations):
             await self.lease.to_accept()
             if origin is not None and origin.once is not None:
                 await self.repetitions.look_up(origin)
-        return await batch.run(operations, partial(self._begin, level, origin), self.reader)
+        begin = partial(self._begin, level, origin)
+        return await batch.run(operations, begin, self.reader, self.lease)
 
     def level(self, durability: Durability | str | None) -> Durability:
         """The durability a write will have; the store's own for None.

@@ -12,6 +12,7 @@ import pytest
 
 from itemstore import lease as lease_module
 from itemstore.allocator import ID_BLOCK
+from itemstore.core.item import Item
 from itemstore.core.operation import Create, Get, Put
 from itemstore.errors import DatabaseUnavailable, LeaseLost, NotHolder, Stopping
 from itemstore.options import Preload
@@ -1017,3 +1018,17 @@ async def test_a_first_holder_reads_what_it_finds_once(stores: Stores) -> None:
     await soon(starting)
     assert 3000 == len(store.cache)
     assert gates(store).counts["page"] <= 3  # not once more a thousand at a time
+
+
+async def test_a_batch_whose_loads_outlast_the_lease_waits_for_it(stores: Stores) -> None:
+    """The heartbeat is late while items are loaded; then it is heard, and they are written."""
+    store = await stores.open(LAZY)
+    load = gates(store).hold("load")
+    writing = asyncio.ensure_future(store.batch([Put("a", {"n": 1}), Get("a")]))
+    await load.reached()
+    store.lease.writes_until = float("-inf")
+    load.open()
+    put, got = await soon(writing)
+    assert isinstance(put, Item)
+    assert isinstance(got, Item)
+    assert put.version == got.version
