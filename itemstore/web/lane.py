@@ -201,15 +201,15 @@ class Lane:
         )
         if refused is not None:
             return self._problem(refused, asked)
-        entry, loop = store.reader.known(item_id), asyncio.get_running_loop()
+        entry = store.reader.known(item_id)
         finding: asyncio.Future[bytes | None]
         if entry is UNKNOWN or store.monotonic() >= store.lease.reads_until:
-            finding = loop.create_task(store.reader.find(item_id))
-        elif entry is not None and len(entry) > SMALL_BYTES:  # it may have to wait for room
-            finding = loop.create_future()
-            finding.set_result(entry)
-        else:
+            finding = asyncio.get_running_loop().create_task(store.reader.find(item_id))
+        elif entry is None or len(entry) <= SMALL_BYTES:
             return self._found(asked, head, item_id, entry)
+        else:  # it may have to wait for room
+            finding = asyncio.get_running_loop().create_future()
+            finding.set_result(entry)
         return Pending(asked, finding, partial(self._found, asked, head, item_id))
 
     def _found(self, asked: Asked, head: Head, item_id: str, entry: bytes | None) -> bytes:
