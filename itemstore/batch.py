@@ -37,7 +37,7 @@ async def run(
     """
     valid = [each for each in operations if not isinstance(each, ItemStoreError)]
     failures = await reader.load_all(each.id for each in valid)
-    if writes(valid):
+    if writes(operations):
         await lease.to_accept()  # the loads may have taken longer than it was known to be ours
     size = 0
 

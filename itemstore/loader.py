@@ -22,7 +22,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -154,11 +154,13 @@ class Loader:
             while not is_whole:
                 self.queries += 1
                 rows, total = await self._storage.load(list(batch))
-                is_whole = len(rows) == total
-                if epoch and epoch == self._epoch():
-                    self._keep(load, rows, batch if is_whole else ())
+                is_whole, is_ours = len(rows) == total, epoch and epoch == self._epoch()
+                if is_ours:
+                    self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
                 for item_id, entry in rows:
                     self._settle(item_id, batch.pop(item_id), entry, None)
+            if is_ours:
+                self._cache.note_absent(load, batch)
             failure = None
         except StorageError as error:
             failure = _away(error)
@@ -168,12 +170,6 @@ class Loader:
             self._cache.end_load(load)
             for item_id, future in batch.items():
                 self._settle(item_id, future, None, failure)
-
-    def _keep(self, load: Load, rows: Sequence[Row], asked: Iterable[str]) -> None:
-        """Installs the rows; what else was asked for is not there."""
-        self.loaded += self._cache.install(load, rows, self._queue.pending_ids())
-        found = {item_id for item_id, _ in rows}
-        self._cache.note_absent(load, [item_id for item_id in asked if item_id not in found])
 
     def _settle(
         self,

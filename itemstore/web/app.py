@@ -185,9 +185,7 @@ async def _admit(request: web.Request) -> Route | None:
 async def _prepare(request: web.Request, response: web.StreamResponse) -> None:
     """What every answer goes through, also one that is streamed."""
     request.app[BROWSERS].finish(request, response)
-    body = response.body if isinstance(response, web.Response) else None
-    size = len(body) if isinstance(body, bytes) else 0
-    request.app[DOOR].writes(request.protocol, size)
+    request.app[DOOR].writes(request.protocol, _size(response))
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
@@ -267,10 +265,15 @@ async def _answer(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def _room(request: web.Request, response: web.StreamResponse) -> None:
     """Waits until it may be written; a stream sees to that itself. Raises Overloaded."""
-    body = response.body if isinstance(response, web.Response) else None
-    if isinstance(body, bytes) and request.method != hdrs.METH_HEAD:
+    if request.method != hdrs.METH_HEAD:
         is_done = request.method not in SAFE
-        await request.app[DOOR].answers.room(len(body), is_done=is_done)
+        await request.app[DOOR].answers.room(_size(response), is_done=is_done)
+
+
+def _size(response: web.StreamResponse) -> int:
+    """Bytes of its body; 0 for a stream."""
+    body = response.body if isinstance(response, web.Response) else None
+    return len(body) if isinstance(body, bytes) else 0
 
 
 def _finish(

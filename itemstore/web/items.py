@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 from urllib.parse import quote
@@ -10,6 +11,7 @@ from urllib.parse import quote
 import orjson
 from aiohttp import hdrs, web
 
+from itemstore.batch import writes
 from itemstore.core.condition import etag
 from itemstore.core.confinement import check_reach, narrowed, permitted
 from itemstore.core.field import split_fields
@@ -165,12 +167,9 @@ async def batch(request: web.Request) -> web.Response:
     parse = partial(requests.operation_or_error, request[CALLER])
     given = await in_turns(parse, requests.operations(body))
     outcomes = await store.batch(given, durability=level, origin=origin)
-    told = list(zip(range(len(given)), given, outcomes, strict=True))
     async with request.app[TELLING]:
-        results = await in_turns(lambda each: _result(*each), told)
-        answer = orjson.dumps({"results": results})
-    del results
-    if all(isinstance(each, Get | ItemStoreError) for each in given):
+        answer = await _told(given, outcomes)
+    if not writes(given):
         await request.app[DOOR].answers.room(len(answer))  # it may still be refused
     response = web.Response(
         body=answer,
@@ -178,6 +177,15 @@ async def batch(request: web.Request) -> web.Response:
         headers={"Durability": level, hdrs.CACHE_CONTROL: "no-store"},
     )
     return _marked(response, origin)
+
+
+async def _told(
+    operations: Sequence[Operation | ItemStoreError],
+    outcomes: Sequence[Item | ItemStoreError | None],
+) -> bytes:
+    """The answer to a batch."""
+    told = list(zip(range(len(operations)), operations, outcomes, strict=True))
+    return orjson.dumps({"results": await in_turns(lambda each: _result(*each), told)})
 
 
 def _marked(response: web.Response, origin: Origin) -> web.Response:
